@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 Better = Literal["lower", "higher"]
 Kind = Literal["fidelity", "pictures", "answers", "size", "speed"]
-WORDS = frozenset({"yardstick", "original", "change", "prompt", "pictures", "asked"})
+WORDS = frozenset({"yardstick", "run", "original", "change", "prompt", "pictures", "asked"})
 
 
 @dataclass(frozen=True, kw_only=True)

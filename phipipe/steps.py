@@ -40,6 +40,7 @@ ADDRESSES: Mapping[str, str] = {
     "evaluate/codec_errors": "phipipe.evaluate.codec_errors:measure",
     "evaluate/compare": "phipipe.evaluate.fidelity:compare",
     "evaluate/compare_pictures": "phipipe.evaluate.pictures:compare",
+    "evaluate/compare_run": "phipipe.evaluate.fidelity:compare_run",
     "evaluate/keep_reference": "phipipe.evaluate.reference:keep",
     "evaluate/measure": "phipipe.evaluate.speed:measure",
     "evaluate/round": "phipipe.evaluate.rounding:measure",

@@ -51,7 +51,7 @@ class Figures(Mapping[str, float]):
     def of_outcome(cls, done: Outcome) -> Figures:
         """Everything that was measured of a build, also of one that failed after it."""
         return cls(
-            done.load("evaluate", Metrics),
+            done.fidelity,
             done.load("measure", Speed),
             done.load("baseline", Baseline),
             done.load("vision-evaluate", Vision),

@@ -145,6 +145,7 @@ class Package:
         tokens: int | None = None,
         source: UserPath | None = None,
         prompts: UserPath | None = None,
+        kv: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Result:
         """Evaluate the package again, on this machine: same metrics, other text or length.
@@ -154,10 +155,12 @@ class Package:
             tokens: how many tokens of it.
             source: the original's folder or GGUF; without it from the cache, or its hub again.
             prompts: a file of chats to answer, beside the original.
+            kv: "q8" or "q4": once more with keys and values in 8 or 4 bits.
             on_progress: as for ``run``.
 
         Raises:
             SourceError: the package was changed, or its original cannot be had.
+            TargetError: its runtime cannot keep keys and values so.
             PhipipeError: a step failed.
         """
         workplace.check_count(tokens, "tokens", LEAST_TOKENS)
@@ -166,12 +169,11 @@ class Package:
         plan = finished.plan_evaluation(
             self.path,
             place.store,
-            text=None if text is None else path_of(text, Kind.FILE, "the text", SourceError),
+            text=_file(text, "the text"),
             tokens=tokens,
             source=None if source is None else _source(source),
-            prompts=None
-            if prompts is None
-            else path_of(prompts, Kind.FILE, "the file of prompts", SourceError),
+            prompts=_file(prompts, "the file of prompts"),
+            kv=kv,
         )
         (outcome,) = building.attempt("eval", [plan], place, listener.audience, Where())
         return Result(outcome).check()
@@ -263,6 +265,10 @@ def verify(path: UserPath) -> list[Finding]:
 
 def _folder(path: UserPath) -> Path:
     return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
+
+
+def _file(path: UserPath | None, what: str) -> Path | None:
+    return None if path is None else path_of(path, Kind.FILE, what, SourceError)
 
 
 def _source(path: UserPath) -> Path:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from phipipe import backends
 from phipipe.algorithms import smooth
 from phipipe.errors import PhipipeError
+from phipipe.evaluate import run_reports
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.execution.results import Outcome, Result
 from phipipe.output import documents
 from phipipe.package import answer_words, figures
 from phipipe.planning.plan import Plan
+from phipipe.words import counted
 
 
 def heading(plan: Plan) -> str:
@@ -54,7 +58,7 @@ def ending(result: Result) -> str:
 
 def describe_outcome(done: Outcome) -> str:
     """The closing words of one build: table, place, next commands. Empty for a failed one."""
-    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
+    metrics, speed = done.fidelity, done.load("measure", Speed)
     if done.error or not (metrics or speed):
         return ""
     answers = done.load("answers", Answers)
@@ -69,9 +73,11 @@ def describe_outcome(done: Outcome) -> str:
     lines += [f"\n{line}" for line in answer_words.remarks(answers)] if answers else []
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(
-            f"\nSpeed and memory are this machine's, not those of {done.plan.device.title}; "
-            f"fidelity holds there."
+            f"\n{_here(metrics)} are this machine's, not those of {done.plan.device.title}; what "
+            f"the file itself loses holds there."
         )
+    if (cache := _cache(done)) is not None:
+        lines.append("\n" + _cache_words(cache))
     if done.all_cached:
         lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
     if done.package is not None:
@@ -81,11 +87,43 @@ def describe_outcome(done: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _cache(done: Outcome) -> documents.Cache | None:
+    """What a quantized cache costs; None where nobody asked, or something failed before."""
+    scored, metrics = done.load(run_reports.CACHE_STEP, AsRun), done.fidelity
+    if scored is None or metrics is None or "kld_run" not in metrics.metrics:
+        return None
+    kind = done.results[run_reports.CACHE_STEP].step.params["cache"]
+    return documents.Cache(
+        kind=kind,
+        kept=backends.load(done.plan.build.recipe.backend).caches[kind],
+        kld=scored.metrics["kld_run"],
+        kld_stderr=scored.stderr["kld_run"],
+        usual_kld=metrics.metrics["kld_run"],
+        usual_kld_stderr=metrics.stderr["kld_run"],
+        positions=scored.positions,
+    )
+
+
+def _cache_words(cache: documents.Cache) -> str:
+    kept = figures.with_error(cache.kld, cache.kld_stderr)
+    usual = figures.with_error(cache.usual_kld, cache.usual_kld_stderr)
+    return (
+        f"With a cache of {cache.kind} ({cache.kept}), `kld_run` is {kept} nats; with the usual "
+        f"one {usual} nats ({counted(cache.positions, 'position')})."
+    )
+
+
+def _here(metrics: Metrics | None) -> str:
+    """What another machine would change, as the start of a sentence."""
+    differs = metrics is not None and metrics.run is not None and metrics.run.how
+    return "`kld_run`, speed and memory" if differs else "Speed and memory"
+
+
 def outcome_json(done: Outcome) -> documents.Built:
     """The same for machines."""
     recipe, error = done.plan.build.recipe, done.error
     answers = done.load("answers", Answers)
-    metrics, speed = done.load("evaluate", Metrics), done.load("measure", Speed)
+    metrics, speed = done.fidelity, done.load("measure", Speed)
     return documents.Built(
         name=done.plan.build.name,
         device=done.plan.device.name,
@@ -98,6 +136,7 @@ def outcome_json(done: Outcome) -> documents.Built:
         on_target=done.plan.on_target,
         warnings=advice_json(done.plan),
         evaluation=None if metrics is None else metrics.as_json(),
+        cache=_cache(done),
         speed=None if speed is None else speed.as_json(),
         generation=None if answers is None else answers.as_json(),
         steps=[_step(name, result) for name, result in done.results.items()],

@@ -132,6 +132,14 @@ class Opener(Protocol):
         """
 
 
+class RunOpener(Protocol):
+    """How a backend loads an artifact as programs do (called inside the backend's toolchain)."""
+
+    def __call__(self, artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
+        """As ``Opener``, but it computes as the runtime does by default, and its logits read keys
+        and values from the cache as it keeps them: a word of ``caches``, or as it usually does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finer:
     """``options`` of ``quantize`` that bring an int4 build closer to the original.
@@ -154,6 +162,11 @@ def _grows(job: Job[Chosen]) -> int | None:
 def _by_rows(job: Job[Chosen]) -> bool:
     """As most options say it."""
     return getattr(job.options, "group_size", None) == -1
+
+
+def _alike(recipe: Recipe, api: str) -> str:
+    """Nothing is done otherwise by default."""
+    return ""
 
 
 def _is_uniform(options: object) -> bool:
@@ -186,6 +199,13 @@ class Backend(Generic[Chosen]):
     tokenizer: Callable[[Path], Tokenizer]
     """Open the artifact's own tokenizer (called inside the backend's toolchain)."""
 
+    knob: Callable[[Recipe, str], str] = _alike
+    """What the runtime does by default on a unit, and ``open`` has it not do, so that figures show
+    the file: in words, such as "float16 arithmetic". Empty: it is scored as it runs."""
+    open_run: RunOpener | None = None  # where there is a knob
+    caches: Mapping[str, str] = field(default_factory=dict)
+    """"q8" and "q4", keys and values in 8 or 4 bits, if ``open_run`` can keep them so → how the
+    runtime calls that."""
     context_length: Callable[[Job[Chosen]], int | None] = _grows
     """Positions of the cache (prompt and answer) that the artifact fixes; None: it grows."""
     rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``model_rules.RULES``

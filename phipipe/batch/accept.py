@@ -140,7 +140,7 @@ def _regressed(name: str, worse: Sequence[Regression], home: Path) -> GateFailed
 def figures(outcome: Outcome) -> dict[str, float]:
     """Everything that was measured of a build, also of one whose gates failed."""
     return _joined(
-        outcome.load("evaluate", Metrics),
+        outcome.fidelity,
         outcome.load("measure", Speed),
         outcome.load("vision-evaluate", Vision),
         outcome.load("answers", Answers),
@@ -162,10 +162,12 @@ def _joined(*reports: Metrics | Speed | Vision | AnswerFigures | None) -> dict[s
 
 
 def comparable(old: Manifest, new: Manifest) -> frozenset[str]:
-    """Metrics that two manifests took alike: fidelity on the same tokens, answers to the same
-    prompts, speed on the same machine; sizes always."""
+    """Metrics that two manifests took alike: fidelity on the same tokens (as it runs: on the same
+    machine, too), answers to the same prompts, speed on the same machine; sizes always."""
     names = frozenset(_figures_of(old))
     fidelity = names - SIZES - SPEEDS - ANSWERS if _text_of(old) == _text_of(new) else frozenset()
+    if _run_of(old) != _run_of(new):
+        fidelity -= {"kld_run"}
     answers = names & ANSWERS if _prompts_of(old) == _prompts_of(new) else frozenset()
     speed = names & SPEEDS if _machine_of(old) == _machine_of(new) else frozenset()
     return names & SIZES | fidelity | answers | speed
@@ -175,6 +177,12 @@ def _text_of(manifest: Manifest) -> tuple[str, int, int, int]:
     """What fidelity is measured on."""
     baseline = manifest.fidelity.baseline
     return manifest.steps["text"].digest, baseline.tokens, baseline.window, baseline.skip
+
+
+def _run_of(manifest: Manifest) -> tuple[str, int, Mapping[str, object]] | None:
+    """What ``kld_run`` is measured on, besides the text: any machine where it is ``kld_mean``."""
+    run = manifest.fidelity.run
+    return (run.how, run.positions, manifest.speed.host) if run and run.how else None
 
 
 def _prompts_of(manifest: Manifest) -> tuple[str, int, int]:

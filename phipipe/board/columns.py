@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from phipipe.board.board import done, elsewhere
 from phipipe.board.entry import Entry, one_line
+from phipipe.evaluate.run_reports import SAME
 from phipipe.metrics import METRICS
 from phipipe.package import figures
 
+DIVERGENCES = ("kld_mean", "kld_run")
 ON_TARGET = ("false", "emulated", "true")
 FRONT = (
     "on the Pareto front of its device: no smaller build is as close to the original, or only "
@@ -17,8 +19,9 @@ FRONT = (
 )
 MARKS = {
     "†": "measured on another machine or with another prompt than most: speeds do not compare",
-    "~": "the device was emulated: what it computes is the device's, the speed is not",
-    "°": "not measured on the device: fidelity holds there, speed and memory do not",
+    "~": "the device was emulated: how it runs the file was tried, the speed is not the device's",
+    "°": "not measured on the device: what the file loses holds there, not KLD run, speed and "
+    "memory",
     "≥": "measured on the device against the likeliest tokens of each position, which travel "
     "with the package: a lower "
     "bound",
@@ -56,10 +59,13 @@ def _metric(name: str) -> Column:
             return "–"
         if metric.is_size:
             return " ".join(figures.size(amount)) if amount > 0 else "0"
-        if name == "kld_mean":
-            return ("≥ " if entry.reference else "") + figures.with_error(
-                amount, entry.stderr.get(name)
-            )
+        if name == "kld_run" and entry.knob == SAME:
+            return "same"
+        if name in DIVERGENCES:
+            told = figures.with_error(amount, entry.stderr.get(name))
+            # of a run only the digits that its error leaves: there is room for one error
+            told = told if name == "kld_mean" else told.partition(" ± ")[0]
+            return ("≥ " if entry.reference else "") + told
         if metric.unit == "s":
             return (
                 f"{figures.number(amount)} s"
@@ -75,7 +81,7 @@ def _metric(name: str) -> Column:
 # A choice needs the first three: a phone and a narrow terminal show these.
 COLUMNS = (
     *map(_metric, ("size_gib", "kld_mean", "decode_tokens_per_s")),
-    *map(_metric, ("bits_per_weight", "top1", "ppl_ratio", "ttft_s", "peak_memory_gib")),
+    *map(_metric, ("kld_run", "bits_per_weight", "top1", "ppl_ratio", "ttft_s", "peak_memory_gib")),
     Column(
         "on_target",
         "on target",
@@ -108,10 +114,23 @@ def notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def remarks(entries: Sequence[Entry]) -> list[str]:
-    """What adapters changed of their bases, a sentence for each original; which builds hold the
-    same learned weights, bit for bit."""
+    """What adapters changed of their bases, a sentence for each original; what runtimes do by
+    default; which builds hold the same learned weights, bit for bit."""
     told = {f"{one_line(e.source)}: {one_line(e.change)}." for e in done(entries) if e.change}
-    return [*sorted(told), *_same_weights(entries)]
+    return [*sorted(told), *_knobs(entries), *_same_weights(entries)]
+
+
+def _knobs(entries: Sequence[Entry]) -> list[str]:
+    """What is in "KLD run" besides what the file loses, a sentence for each way to compute."""
+    ways: dict[tuple[str, str], set[str]] = {}
+    for entry in done(entries):
+        if entry.knob:
+            way = (one_line(entry.backend), one_line(entry.knob))
+            ways.setdefault(way, set()).add(one_line(entry.precision))
+    return [
+        f"{METRICS['kld_run'].heading} of {backend} {', '.join(sorted(precisions))}: {how}."
+        for (backend, how), precisions in sorted(ways.items())
+    ]
 
 
 def _same_weights(entries: Sequence[Entry]) -> list[str]:

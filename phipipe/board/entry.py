@@ -55,6 +55,7 @@ class Entry:
     weights: str = ""  # the digest of learned weights, which other runtimes may share
     # by the names of ``metrics.METRICS``
     metrics: Mapping[str, float] = field(default_factory=dict)
+    knob: str | None = None  # what is otherwise in ``kld_run`` (``reports.Run``); None: not scored
     stderr: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, Sequence[float]] = field(default_factory=dict)
     profile: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -166,9 +167,11 @@ def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) ->
 
 
 def _with_fidelity(entry: Entry, fidelity: Metrics) -> Entry:
+    without_run = {name: value for name, value in entry.metrics.items() if name != "kld_run"}
     return replace(
         entry,
-        metrics={**entry.metrics, **fidelity.metrics},
+        metrics={**without_run, **fidelity.metrics},
+        knob=fidelity.run.how if fidelity.run else None,
         stderr=fidelity.stderr,
         profile=fidelity.profile,
         sanity=_told(fidelity.sanity, entry.accepted),
@@ -199,7 +202,7 @@ def of_measurement(manifest: Description, outcome: Outcome) -> Entry:
     """What was measured on the device, as an entry that takes the place of the build's own."""
     speed = outcome.load("measure", Speed)
     assert speed is not None  # the only step that every such plan has
-    return measured(manifest, outcome.load("evaluate", Metrics), speed)
+    return measured(manifest, outcome.fidelity, speed)
 
 
 def failed(

@@ -21,7 +21,7 @@ def table(entries: Iterable[Entry], width: int = 100) -> str:
     every = ranked(entries)
     rows, widths = _fitting(every, width)
     best, _ = standing(answers(every))
-    ways = ["<", "<", *(">" for _ in COLUMNS), "<"]
+    ways = ["<", "<", *(">" for _ in rows[0][3:]), "<"]
     lines = []
     for sign, row in zip(
         [" ", *("*" if e.name in best else " " for e in done(every))], rows, strict=True
@@ -58,11 +58,13 @@ def _brief(entry: Entry) -> str:
 def _rows(
     every: Sequence[Entry], build: Callable[[Entry], str], longest: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Rows whose names have at most ``longest`` characters, and how wide their columns are."""
+    """Rows whose names have at most ``longest`` characters, and how wide their columns are. A
+    figure that no build has gets none."""
     away, (_, rivals) = elsewhere(every), standing(answers(every))
-    rows = [["build", "backend, scheme", *(c.short for c in COLUMNS), "behind"]]
+    known = [c for c in COLUMNS if any(c.value(e) is not None for e in done(every))]
+    rows = [["build", "backend, scheme", *(c.short for c in known), "behind"]]
     for entry in done(every):
-        cells = (cell(column, entry, away) for column in COLUMNS)
+        cells = (cell(column, entry, away) for column in known)
         name = shortened(entry.name, longest)
         rows.append([name, build(entry), *cells, rivals.get(entry.name, "")])
     return rows, [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -36,6 +36,11 @@ from phipipe.words import counted
     type=UserPath(Kind.FILE, SourceError),
     help="Ask these (JSON Lines, a chat each) instead of the recipe's.",
 )
+@click.option(
+    "--kv",
+    type=click.Choice(["q8", "q4"]),
+    help="Once more with keys and values in 8 or 4 bits.",
+)
 @AS_JSON
 def eval_(
     package: Path,
@@ -43,6 +48,7 @@ def eval_(
     tokens: int | None,
     source: Path | None,
     prompts: Path | None,
+    kv: str | None,
     as_json: bool,
 ) -> None:
     """Evaluate a finished package again: same metrics, other text or length, this machine."""
@@ -51,7 +57,7 @@ def eval_(
 
     place = store_of_user()
     planned = finished.plan_evaluation(
-        package, place.store, text=text, tokens=tokens, source=source, prompts=prompts
+        package, place.store, text=text, tokens=tokens, source=source, prompts=prompts, kv=kv
     )
     (outcome,) = attempt("eval", [planned], place)
     if outcome.error:

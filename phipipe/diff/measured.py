@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Metrics, Speed, Vision
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.metrics import METRICS, Metric
 from phipipe.output.diff import Figure
 
@@ -32,14 +33,16 @@ def measured(
     speed: Speed | None,
     vision: Vision | None,
     answers: AnswerFigures | None,
+    run: AsRun | None = None,
 ) -> Measured:
     """The figures that some reports have."""
-    reports = (metrics, speed, vision, answers)
+    reports = (metrics, run, speed, vision, answers)
     values = {k: v for report in reports if report for k, v in report.metrics.items()}
     return Measured(
         values=values,
         stderr={
             **(metrics.stderr if metrics else {}),
+            **(run.stderr if run else {}),
             **(answers.stderr if answers else {}),
         },
         spread=speed.spread if speed else {},

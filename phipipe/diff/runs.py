@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from phipipe.diff.changes import paired
 from phipipe.diff.measured import Measured, figures, measured
 from phipipe.errors import StoreError
-from phipipe.evaluate import reports
+from phipipe.evaluate import reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Metrics, R, Speed, Vision
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.execution import why
 from phipipe.execution.past_runs import Run
 from phipipe.metrics import METRICS
@@ -121,6 +122,7 @@ def _measured(steps: Steps, store: Store) -> Measured:
         _report("measure", Speed, steps, store),
         _report("vision-evaluate", Vision, steps, store),
         _report("answers", Answers, steps, store),
+        _report(run_reports.STEP, AsRun, steps, store),
     )
 
 
@@ -133,8 +135,8 @@ def _report(step: str, kind: type[R], steps: Steps, store: Store) -> R | None:
 
 
 def _alike(old: Steps, new: Steps, store: Store) -> set[str]:
-    """Metrics that both took alike: fidelity against the same baseline, answers to the same
-    questions, speed on the same machine."""
+    """Metrics that both took alike: fidelity against the same baseline (as it runs: on the same
+    machine, too), answers to the same questions, speed on the same machine."""
     same_baseline = old.get("baseline") is not None and old.get("baseline") == new.get("baseline")
     hosts = [
         (_record(steps["measure"], store) or {}).get("host") if "measure" in steps else None
@@ -145,4 +147,5 @@ def _alike(old: Steps, new: Steps, store: Store) -> set[str]:
     asked = old.get("questions")
     kinds |= {"answers"} if asked is not None and asked == new.get("questions") else set()
     kinds |= {"speed"} if same_host else set()
-    return {name for name, metric in METRICS.items() if metric.kind in kinds}
+    alike = {name for name, metric in METRICS.items() if metric.kind in kinds}
+    return alike if same_host else alike - {"kld_run"}

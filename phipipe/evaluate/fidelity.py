@@ -28,10 +28,12 @@ import numpy as np
 import numpy.typing as npt
 
 from phipipe import backends, progress
+from phipipe.backends.base import Runtime
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import original, reference, reports, sanity
 from phipipe.evaluate.reference import log_softmax
 from phipipe.evaluate.reports import Baseline, Metrics
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.models import texts, tokenizer
 from phipipe.steps import Inputs, Params
 from phipipe.words import counted
@@ -117,13 +119,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     scores = reference.scores_of(inputs["baseline"])
     expected = reports.read(Baseline, inputs["baseline"])
     runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
-    rows = []
-    for i, window in enumerate(tokens):
-        logits = _finite(runtime.logits(window.tolist()), len(window), BUILD)
-        scored = scores(i, logits, window)
-        rows.append({name: values[expected.skip :] for name, values in scored.items()})
-        progress.report(i + 1, len(tokens), "windows")
-    positions = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    positions = scored(runtime, tokens, scores, expected.skip)
     checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)
     runtime.close()
     kld, nll, nll_baseline = (positions[name] for name in ("kld", "nll", "nll_baseline"))
@@ -139,6 +135,47 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         answers=answers,
     )
     reports.write(out, report)
+
+
+def compare_run(inputs: Inputs, out: Path, params: Params) -> None:
+    """Step: score an artifact as its runtime computes by default.
+
+    ``inputs``: as ``compare``. ``params``: backend, api; tokens, how many are scored at most;
+    cache, one of the backend's ``caches`` (default: its usual one). Writes ``run.json``.
+
+    Raises:
+        StepFailed: as ``compare``.
+    """
+    backend = backends.load(params["backend"])
+    assert backend.open_run is not None  # a plan has this step only where there is one
+    tokens = np.load(inputs["baseline"] / "tokens.npy")
+    tokens = tokens[: max(1, int(params["tokens"]) // tokens.shape[1])]
+    skip = reports.read(Baseline, inputs["baseline"]).skip
+    api, cache = params.get("api", "cpu"), params.get("cache", "")
+    runtime = backend.open_run(inputs["artifact"], api, cache)
+    kld = scored(runtime, tokens, reference.scores_of(inputs["baseline"]), skip)["kld"]
+    runtime.close()
+    mean, error = _mean_and_error(kld.ravel())
+    report = AsRun(metrics={"kld_run": mean}, stderr={"kld_run": error}, positions=kld.size)
+    reports.write(out, report)
+
+
+def scored(
+    runtime: Runtime, tokens: Ints, scores: reference.Scores, skip: int
+) -> dict[str, Floats]:
+    """What ``scores`` says of every position that counts, float32 [windows, window - 1 - skip]
+    each; ``tokens`` are int32 [windows, window].
+
+    Raises:
+        StepFailed: the artifact yields NaN or another vocabulary.
+    """
+    rows = []
+    for i, window in enumerate(tokens):
+        logits = _finite(runtime.logits(window.tolist()), len(window), BUILD)
+        found = scores(i, logits, window)
+        rows.append({name: values[skip:] for name, values in found.items()})
+        progress.report(i + 1, len(tokens), "windows")
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str, float]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from phipipe import backends
 from phipipe.backends.base import Runtime
 from phipipe.errors import GateFailed, StepFailed
-from phipipe.evaluate import reports
+from phipipe.evaluate import reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reference import score
 from phipipe.evaluate.reports import (
@@ -23,6 +23,7 @@ from phipipe.evaluate.reports import (
     Verdict,
     Vision,
 )
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.models.tokenizer_difference import Difference
 from phipipe.steps import Inputs, Params
 
@@ -115,8 +116,9 @@ def misread_words(found: Misread) -> str:
 def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): the recipe's gates. Nothing is packaged unless every one is passed.
 
-    ``inputs``: metrics, speed; vision of a model that sees; answers where some were asked for.
-    ``params``: gates {metric: {min, max}}; accept, differences that the recipe accepts. A metric
+    ``inputs``: metrics, speed; vision of a model that sees; answers where some were asked for;
+    run where ``kld_run`` was scored apart. ``params``: gates {metric: {min, max}}; knob (of
+    ``Plan``) where a gate names ``kld_run``; accept, differences that the recipe accepts. A metric
     that was not measured fails.
 
     Raises:
@@ -125,7 +127,8 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     """
     scored = reports.read(Metrics, inputs["metrics"])
     _check_tokenizer(scored.sanity, params)
-    metrics = dict(scored.metrics)
+    run = reports.read(AsRun, inputs["run"]) if "run" in inputs else None
+    metrics = dict(run_reports.joined(scored, params.get("knob"), run).metrics)
     metrics |= reports.read(Speed, inputs["speed"]).metrics
     if "vision" in inputs:
         metrics |= reports.read(Vision, inputs["vision"]).metrics

@@ -110,9 +110,17 @@ class Sanity(Report):
     repetition: Number | None = None
 
 
+class Run(Report):
+    """How ``kld_run`` was scored: ``how`` is what the runtime does otherwise by default than
+    ``kld_mean`` has it do, in words, and empty where nothing is."""
+
+    how: Words
+    positions: int = 0
+
+
 class Metrics(Report):
     """``metrics.json``: how far an artifact is from the original, by the names of
-    ``metrics.METRICS``."""
+    ``metrics.METRICS``. ``run``: none where nobody scored it as it runs."""
 
     FILE = "metrics.json"
 
@@ -122,6 +130,7 @@ class Metrics(Report):
     profile: dict[str, list[Number]] = {}
     sanity: Sanity = Sanity()
     answers: list[Answer] = []
+    run: Run | None = None
 
 
 class Speed(Report):

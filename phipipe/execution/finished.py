@@ -14,12 +14,13 @@ from phipipe.evaluate import reference, reports
 from phipipe.files import json_files
 from phipipe.hub import prompts as hub_prompts
 from phipipe.hub import take
+from phipipe.hub.take import Original
 from phipipe.models import fit
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.planning import generation_steps, machine, scoring, vision_steps
+from phipipe.planning import generation_steps, machine, run_steps, scoring, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.build import Build
@@ -38,22 +39,23 @@ def plan_evaluation(
     tokens: int | None,
     source: Path | None,
     prompts: Path | None = None,
+    kv: str | None = None,
 ) -> Plan:
-    """The steps that evaluate the package in ``folder``: source, text, baseline, evaluate, measure.
+    """The steps that evaluate the package in ``folder``, with ``kv`` also with such a cache.
 
     Raises:
+        TargetError: its backend has no such cache.
         SourceError: it is no package, was changed, or its original checkpoint cannot be had.
         StoreError: what the hub says of the original cannot be kept in the cache.
     """
     manifest = package.open_(folder)
     recipe = _asking(_recipe(manifest, text, tokens), prompts)
+    run_steps.check_cache(recipe, manifest.api, kv)
     original = package_original.find(manifest, store, source)
-    checkpoint = original.checkpoint
-    checkpoint = kinds.language(checkpoint) if kinds.sees(checkpoint) else checkpoint
-    text_step = take.text_step(recipe.evaluate.text, Path.cwd())
-    scored = _scored(recipe, original.checkpoint, checkpoint)
+    whole = original.checkpoint
+    checkpoint = kinds.language(whole) if kinds.sees(whole) else whole
     target = device.load(recipe.device, Path.cwd())
-    api = _api_of(target, manifest)
+    api, artifact = _api_of(target, manifest), _artifact(folder, manifest)
     return Plan(
         build=_build(manifest, recipe),
         device=target,
@@ -61,27 +63,45 @@ def plan_evaluation(
         on_target=machine.on_target(target, api, backends.load(recipe.backend)),
         source=checkpoint,
         steps=(
-            *scoring.ground_steps(recipe, original, text_step),
+            *_ground(recipe, original),
             *_questions(recipe, checkpoint),
-            *(_reading(step, _artifact(folder, manifest)) for step in scored),
+            *(_reading(s, artifact) for s in _scored(recipe, whole, checkpoint, api, kv)),
         ),
+        knob=_knob(recipe, api, "cpu"),
     )
 
 
-def _scored(recipe: Recipe, whole: Checkpoint, language: Checkpoint) -> list[Step]:
-    """The steps that evaluate and time the package's artifact; ``language`` is the language model
-    of ``whole``, or all of it."""
+def _ground(recipe: Recipe, original: Original) -> list[Step]:
+    """Source, text and baseline."""
+    text_step = take.text_step(recipe.evaluate.text, Path.cwd())
+    return scoring.ground_steps(recipe, original, text_step)
+
+
+def _knob(recipe: Recipe, api: str, opened: str) -> str | None:
+    """What ``Plan.knob`` is of a package for ``api`` that is scored on the unit ``opened``."""
+    backend = backends.load(recipe.backend)
+    return None if api in backend.tokens_only else backend.knob(recipe, opened)
+
+
+def _scored(
+    recipe: Recipe, whole: Checkpoint, language: Checkpoint, api: str, kv: str | None
+) -> list[Step]:
+    """The steps that evaluate and time the package's artifact for ``api``; ``language`` is the
+    language model of ``whole``, or all of it."""
     toolchain = backends.load(recipe.backend).toolchain
     opened = scoring.Opened(
         toolchain=toolchain, memory_bytes=4 * language.parameters + scoring.RUNTIME_BYTES
     )
     shipped = Step(name="artifact", runs="", version=1, toolchain=toolchain)
+    counted = run_steps.tokens(recipe, language)
     evaluation = scoring.compare_step(
         "evaluate", "artifact", recipe, opened, parameters=whole.parameters
     )
     return [
         *(vision_steps.scoring_steps(whole, shipped, recipe) if kinds.sees(whole) else ()),
         evaluation,
+        *run_steps.steps(evaluation, _knob(recipe, api, "cpu"), counted),
+        *([run_steps.cache_step(evaluation, kv, counted)] if kv else ()),
         *_answers(recipe, evaluation, language),
         scoring.measure_step("artifact", recipe, opened),
     ]
@@ -153,13 +173,15 @@ def plan_measurement(folder: Path) -> Plan:
         compare = scoring.compare_step(
             "evaluate", "artifact", recipe, opened, parameters=parameters
         )
-        steps.insert(0, compare)
+        run = run_steps.steps(compare, _knob(recipe, api, api), recipe.evaluate.tokens)
+        steps = [compare, *run, *steps]
     return Plan(
         build=_build(manifest, recipe),
         device=target,
         api=api,
         on_target="true",
         steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
+        knob=_knob(recipe, api, api),
     )
 
 

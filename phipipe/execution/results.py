@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from phipipe.errors import PhipipeError
-from phipipe.evaluate import reports
-from phipipe.evaluate.reports import R
+from phipipe.evaluate import reports, run_reports
+from phipipe.evaluate.reports import Metrics, R
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.planning.plan import Plan
 from phipipe.progress import OnProgress
 from phipipe.steps import Json, Step
@@ -69,6 +70,15 @@ class Outcome:
     @property
     def all_cached(self) -> bool:
         return self.error is None and all(result.cached for result in self.results.values())
+
+    @property
+    def fidelity(self) -> Metrics | None:
+        """How far the artifact is from the original, also as it runs; None where that was not
+        scored."""
+        metrics = self.load("evaluate", Metrics)
+        if metrics is None:
+            return None
+        return run_reports.joined(metrics, self.plan.knob, self.load(run_reports.STEP, AsRun))
 
     def load(self, step: str, kind: type[R]) -> R | None:
         """The report that ``step`` wrote, or None if that step did not come about."""

@@ -48,7 +48,8 @@ def metric_page() -> str:
         "Metrics",
         "A build is measured by these figures. Gates and tolerances of a recipe name them. All "
         "figures of fidelity compare the very file that ships with the original, on the same "
-        "tokens. Most come with a standard error; a difference within it says nothing.",
+        "tokens: what the file loses, and in `kld_run` what its runtime adds by default. Most come "
+        "with a standard error; a difference within it says nothing.",
         *sections,
     )
 

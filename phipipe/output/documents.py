@@ -224,8 +224,23 @@ class DoneStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Mean KL divergence with keys and values ``kept`` in few bits (``kind`` in our words: q8,
+    q4), and with the runtime's usual cache, in nats; all else as it runs by default."""
+
+    kind: str
+    kept: str
+    kld: float
+    kld_stderr: float
+    usual_kld: float
+    usual_kld_stderr: float
+    positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Built:
-    """How a build ended. ``evaluation``, ``generation``, ``speed``: as its steps wrote them."""
+    """How a build ended. ``evaluation``, ``generation``, ``speed``: as its steps wrote them;
+    ``cache`` where a quantized one was asked for."""
 
     name: str
     device: str
@@ -239,6 +254,7 @@ class Built:
     warnings: list[Warned]
     evaluation: dict[str, Json] | None
     generation: dict[str, Json] | None = None
+    cache: Cache | None = None
     speed: dict[str, Json] | None
     steps: list[DoneStep]
     error: Error | None

@@ -15,6 +15,7 @@ from decimal import Decimal
 from phipipe import words
 from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Change, Metrics, Scored, Speed, Vision
+from phipipe.evaluate.run_reports import SAME
 from phipipe.metrics import METRICS, ROWS, Metric
 from phipipe.words import counted
 
@@ -124,7 +125,8 @@ def fidelity_table(
     vision: Vision | None = None,
     answers: AnswerFigures | None = None,
 ) -> list[Row]:
-    """Rows for everything that was measured, in the order of the table of metrics.
+    """Rows for everything that was measured, in the order of the table of metrics; one for both
+    divergences where nothing differs.
 
     Args:
         baseline: its perplexity is shown beside the artifact's.
@@ -135,8 +137,10 @@ def fidelity_table(
         **(answers.metrics if answers else {}),
         **(speed.metrics if speed else {}),
     }
+    same = metrics.run is not None and metrics.run.how == SAME
     words = {
-        "yardstick": yardstick(values.get("kld_mean", 0.0)),
+        "yardstick": yardstick(values.get("kld_mean", 0.0)) + ("; as it runs" if same else ""),
+        "run": _run(metrics),
         "original": _original(baseline),
         "change": _change(values, metrics.stderr),
         "prompt": _prompt(speed),
@@ -145,7 +149,7 @@ def fidelity_table(
     errors = {**metrics.stderr, **(answers.stderr if answers else {})}
     rows = []
     for metric in ROWS:
-        if metric.name in values:
+        if metric.name in values and not (same and metric.name == "kld_run"):
             value, unit = shown(metric, values[metric.name], errors.get(metric.name))
             asked = answers.asked.get(metric.name, 0) if answers else 0
             reading = metric.reads_as.format(asked=counted(asked, "answer"), **words)
@@ -162,6 +166,14 @@ def yardstick(kld_mean: float) -> str:
     if kld_mean <= high:
         return f"between usual 8-bit ({eight}: {low:g}) and 4-bit ones ({four}: {high:g})"
     return f"further off than a usual 4-bit model ({four}: {high:g})"
+
+
+def _run(metrics: Metrics) -> str:
+    """What the runtime does by default, and on how many positions that was scored if on fewer."""
+    run = metrics.run
+    how = f"by default: {run.how}" if run and run.how else "as the runtime computes by default"
+    fewer = run is not None and 0 < run.positions < metrics.positions
+    return f"{how}; {counted(run.positions, 'position')}" if run and fewer else how
 
 
 def _original(baseline: Scored | None) -> str:

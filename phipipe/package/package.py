@@ -18,9 +18,10 @@ from pathlib import Path
 from phipipe import __version__
 from phipipe.algorithms import learned
 from phipipe.errors import SourceError, StepFailed
-from phipipe.evaluate import reference, reports
+from phipipe.evaluate import reference, reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
+from phipipe.evaluate.run_reports import AsRun
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
 from phipipe.package import card, gate, leaks, recipe, template
@@ -50,9 +51,9 @@ KNOWN_LICENCES = {
 def package(inputs: Inputs, out: Path, params: Params) -> None:
     """Step (light): put together what ships.
 
-    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; parity where there was
-    a conversion; weights where they were learned; vision and original of a model that sees; answers
-    where some were asked for.
+    ``inputs``: artifact, source, metrics, speed, gates, baseline, reference; run where
+    ``kld_run`` was scored apart; parity where there was a conversion; weights where they were
+    learned; vision and original of a model that sees; answers where some were asked for.
     ``params``: what ``plan`` knows (name, recipe, device, backend …) and ``steps``, the records of
     all steps before.
 
@@ -69,7 +70,7 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     licence = _licence(inputs["source"], out, params["source"].get("license"))
     _write(out / recipe.NAME, recipe.text(params))
     baseline = reports.read(Baseline, inputs["baseline"])
-    metrics = reports.read(Metrics, inputs["metrics"])
+    metrics = _metrics(inputs, params)
     described = _describe(inputs, params, baseline, metrics, licence)
     _write(out / CARD, card.render(described, baseline, metrics.answers))
     _refuse_leaks(
@@ -209,6 +210,11 @@ def _describe(
     )
 
 
+def _metrics(inputs: Inputs, params: Params) -> Metrics:
+    run = reports.read(AsRun, inputs["run"]) if "run" in inputs else None
+    return run_reports.joined(reports.read(Metrics, inputs["metrics"]), params.get("knob"), run)
+
+
 def _learned(folder: Path | None) -> dict[str, Json] | None:
     if folder is None:
         return None
@@ -217,7 +223,7 @@ def _learned(folder: Path | None) -> dict[str, Json] | None:
 
 
 def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:
-    kept = {"metrics", "stderr", "positions", "profile", "sanity"}
+    kept = {"metrics", "stderr", "positions", "profile", "sanity", "run"}
     scored = {"tokens", "window", "skip", "ppl", "ppl_stderr"}
     fidelity = metrics.model_dump(include=kept, exclude_unset=True)
     fidelity["baseline"] = baseline.model_dump(include=scored, exclude_unset=True)

@@ -18,6 +18,7 @@ from phipipe.planning import (
     calibration,
     generation_steps,
     learned,
+    run_steps,
     scoring,
     shipping,
     vision_steps,
@@ -69,16 +70,19 @@ def whole_chain(
     evaluation = _evaluation(plan, outputs, checks)
     context = plan.fit.context if plan.fit else plan.checkpoint.context_length
     answers = generation_steps.build_steps(recipe, evaluation, context)
+    run = run_steps.steps(evaluation, plan.knob, run_steps.tokens(recipe, plan.checkpoint))
+    machine = machines.machine(plan.device, evaluation.params.get("api", "cpu"), plan.on_target)
     return [
         *ground,
         *converted,
         *([_emulation(plan, outputs, job, checks)] if plan.api in backend.emulated else ()),
         *(replace(step, after=checks) for step in seen),
         evaluation,
+        *(replace(step, machine=machine) for step in run),
         *answers,
         _measurement(plan, outputs, checks),
         shipping.reference_step(recipe),
-        shipping.gates_step(recipe, seen, answers),
+        shipping.gates_step(plan, seen, answers),
         shipping.package_step(plan, original, shipped, job),
     ]
 
@@ -140,10 +144,7 @@ def _evaluation(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
     """Score what stands for the artifact; the size is that of the artifact, which ships."""
     recipe, evaluated = plan.build.recipe, outputs.evaluated
     backend = backends.load(recipe.backend)
-    there = plan.api not in backend.emulated and machines.measured_there(
-        plan.device, plan.api, backend
-    )
-    toolchain, api = machines.opened_with(backend, plan.api, there)
+    toolchain, api = machines.scored_with(plan.device, plan.api, backend)
     opened = scoring.Opened(
         toolchain=toolchain,
         api=api,

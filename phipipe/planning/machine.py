@@ -34,6 +34,12 @@ def opened_with(backend: AnyBackend, api: str, there: bool) -> tuple[str, str]:
     return (own, api) if own else (backend.toolchain, "cpu")
 
 
+def scored_with(target: Device, api: str, backend: AnyBackend) -> tuple[str, str]:
+    """Toolchain and API that an artifact for ``target``'s ``api`` is scored with."""
+    there = api not in backend.emulated and measured_there(target, api, backend)
+    return opened_with(backend, api, there)
+
+
 def machine(target: Device, api: str, on_target: str) -> tuple[str, ...]:
     """What a machine must be (``Step.machine``) for figures taken on its ``api`` to be ``target``'s
     own as far as ``on_target`` says so: otherwise any that has such a unit."""

@@ -27,6 +27,9 @@ class Plan:
     warnings: tuple[Advice, ...] = ()
     fixups: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     fit: Fit | None = None  # what it takes on the device; None where nothing is built
+    # what the runtime does by default where it is scored, and scoring does not (``Backend.knob``);
+    # None where its unit gives no logits
+    knob: str | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -24,6 +24,7 @@ from phipipe.planning import (
     generation_steps,
     learned,
     machine,
+    run_steps,
     targets,
     tokenizers,
     vision_steps,
@@ -109,6 +110,7 @@ def _outline(
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     fitting = check.check_fit(build, device, job, built[-1].output_bytes)
     generation_steps.check(build, fitting.context)
+    run_steps.check(build, unit.api)
     plan = Plan(
         build=build,
         device=device,
@@ -120,6 +122,7 @@ def _outline(
         warnings=(*_remarks(whole), *(a for a in advice if a.level == "warning")),
         fixups=patches,
         fit=fitting,
+        knob=run_steps.knob(recipe, device, unit.api),
     )
     return plan, built, job
 

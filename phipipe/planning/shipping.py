@@ -12,7 +12,7 @@ from phipipe import backends
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import generation_steps, learned, scoring
+from phipipe.planning import generation_steps, learned, run_steps, scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -32,21 +32,24 @@ def reference_step(recipe: Recipe) -> Step:
     )
 
 
-def gates_step(recipe: Recipe, seen: Sequence[Step], answers: Sequence[Step]) -> Step:
+def gates_step(plan: Plan, seen: Sequence[Step], answers: Sequence[Step]) -> Step:
     """Stop where a figure is beyond the recipe's gates. ``seen`` are the steps that score
     pictures, ``answers`` those that judge answers."""
+    recipe = plan.build.recipe
     gates = {
         name: gate.model_dump(exclude_none=True) for name, gate in recipe.evaluate.gates.items()
     }
     needs = {"metrics": "evaluate", "speed": "measure"}
+    run = "kld_run" in gates  # others' results stay what they were
     return Step(
         name="gates",
         runs="evaluate/check_gates",
         version=1,
         needs=needs
         | ({"vision": seen[-1].name} if seen else {})
-        | ({"answers": answers[-1].name} if answers else {}),
-        params={"gates": gates, **scoring.accepted(recipe)},
+        | ({"answers": answers[-1].name} if answers else {})
+        | ({"run": run_steps.NAME} if run and plan.knob else {}),
+        params={"gates": gates, **({"knob": plan.knob} if run else {}), **scoring.accepted(recipe)},
     )
 
 
@@ -71,6 +74,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         "speed": "measure",
         "gates": "gates",
         **({"change": "adapter-change"} if recipe.source.adapter else {}),
+        **({"run": run_steps.NAME} if plan.knob else {}),
         **({"parity": shipped.checks[0]} if shipped.checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
         **({"weights": "weights"} if job.learns else {}),
@@ -105,6 +109,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "api": plan.api,
         "scheme": learned.scheme(job),
         "on_target": plan.on_target,
+        "knob": plan.knob,
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
         "warnings": [a.sentence for a in plan.warnings],

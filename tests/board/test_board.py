@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from testing import small_package
 from testing.boards import HOST, MAC, entry, nineteen
 from testing.pages import Page
 
 from phipipe.board import board, file, html
 from phipipe.board import entry as board_entry
 from phipipe.board import text as board_text
+from phipipe.board.columns import COLUMNS
 from phipipe.board.entry import Entry
 from phipipe.errors import SourceError
+from phipipe.evaluate.reports import Metrics, Run, Speed
 from phipipe.package.description import Description
 
 
@@ -296,3 +300,63 @@ def test_an_entry_says_what_its_manifest_says() -> None:
     }
     assert (dict(made.tools), dict(made.keys)) == ({"torch": "2.13.0"}, {"text": "k" * 64})
     assert file.load(file.dump([made])) == [made]
+
+
+KNOB = "8-bit activations and cache"
+
+
+def running(name: str, knob: str | None, kld_run: float | None, **changed: Any) -> Entry:
+    """A build with both divergences, as far as there are any."""
+    made = entry(name, **changed)
+    figures = {} if kld_run is None else {"kld_run": kld_run}
+    return replace(made, knob=knob, metrics={**made.metrics, **figures})
+
+
+def test_a_row_shows_what_the_file_loses_and_what_its_run_does() -> None:
+    every = [
+        running("differs", KNOB, 0.03, backend="openvino", precision="int8"),
+        running("alike", "", 0.02),
+        running("unknown", None, None),
+    ]
+    column = next(c for c in COLUMNS if c.name == "kld_run")
+    assert [column.text(e) for e in every] == ["0.0300", "same", "–"]
+    told = replace(every[0], stderr={"kld_run": 0.0004})
+    assert column.text(told) == "0.0300"  # as many digits as its error leaves, without it
+    assert column.text(replace(told, reference=True)) == "≥ 0.0300"
+    assert [column.value(e) for e in every] == [0.03, 0.02, None]
+    shown = board_text.table(every, 200)
+    assert "KLD run" in shown.splitlines()[0]
+    assert f"KLD run of openvino int8: {KNOB}." in shown
+    assert f"KLD run of openvino int8: {KNOB}." in board_text.markdown(every)
+    assert KNOB in html.render(every)
+    assert file.load(file.dump(every)) == board.ranked(every)
+
+
+def test_a_figure_that_no_build_has_takes_no_room_in_a_terminal() -> None:
+    assert "KLD run" not in board_text.table([entry("a"), entry("b")], 200)
+
+
+def test_a_board_of_an_older_phipipe_knows_no_run() -> None:
+    content = json.loads(file.dump([entry("old")]))
+    for old in content["entries"]:
+        del old["knob"]
+    (found,) = file.load(json.dumps(content))
+    assert found.knob is None
+
+
+def test_what_was_measured_on_the_device_takes_the_place_of_the_builds_run() -> None:
+    fidelity = {
+        **small_package.described()["fidelity"],
+        "metrics": {"kld_mean": 0.01, "kld_run": 0.04, "size_gib": 0.5, "bits_per_weight": 4.5},
+        "run": {"how": KNOB, "positions": 100},
+    }
+    manifest = Description.model_validate(small_package.described(fidelity=fidelity))
+    built = board_entry.from_manifest(manifest)
+    assert (built.knob, built.metrics["kld_run"]) == (KNOB, 0.04)
+    told = Metrics(metrics={"kld_mean": 0.011, "kld_run": 0.012}, run=Run(how="other"))
+    here = board_entry.measured(manifest, told, Speed(metrics={}))
+    assert (here.knob, here.metrics["kld_run"]) == ("other", 0.012)
+    alone = Metrics(metrics={"kld_mean": 0.011})
+    nothing = board_entry.measured(manifest, alone, Speed(metrics={}))
+    assert nothing.knob is None
+    assert "kld_run" not in nothing.metrics

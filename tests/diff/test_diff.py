@@ -16,9 +16,11 @@ from testing.places import QUICKSTART, RECIPES
 from testing.plans import plan, recorded, step
 from testing.shell import Run
 
+from phipipe.batch import accept
 from phipipe.diff.changes import changes
 from phipipe.diff.measured import Measured, figures
 from phipipe.metrics import METRICS
+from phipipe.package import manifest_schema
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -188,3 +190,27 @@ def test_a_verdict_turned_around_is_the_other_one(
     turned = {"better": "worse", "worse": "better", "same": "same"}
     assert turned[there.verdict] == back.verdict
     assert (there.verdict == "same") == (abs(was - now) <= (there.limit or 0))
+
+
+@pytest.mark.parametrize(
+    ("how", "host", "alike"),
+    [
+        ("16-bit arithmetic", {"cores": 2}, True),
+        ("16-bit arithmetic", {"cores": 4}, False),  # another machine rounds otherwise
+        ("", {"cores": 4}, True),  # it is `kld_mean`
+    ],
+)
+def test_runs_compare_on_one_machine_alone(
+    tmp_path: Path, how: str, host: dict[str, int], alike: bool
+) -> None:
+    sides = []
+    for name, cores in (("one", {"cores": 2}), ("two", host)):
+        fidelity = small_package.described()["fidelity"]
+        figures_of = {**fidelity["metrics"], "kld_run": 0.02}
+        told = {**fidelity, "metrics": figures_of, "run": {"how": how, "positions": 100}}
+        speed = {"metrics": {"ttft_s": 0.1}, "host": cores}
+        described = small_package.described(fidelity=told, speed=speed)
+        sides.append(manifest_schema.parse({**described, "name": name}))
+    found = accept.comparable(*sides)
+    assert "kld_mean" in found
+    assert ("kld_run" in found) == alike

@@ -11,6 +11,10 @@ from testing import hostile_packages, small_package
 from phipipe import hardware
 from phipipe.errors import SourceError, TargetError
 from phipipe.execution import finished
+from phipipe.hub import take
+from phipipe.package import original as package_original
+from phipipe.recipe.source import Source
+from phipipe.store.store import Store
 
 
 @pytest.fixture
@@ -48,3 +52,33 @@ def test_a_package_without_reference_data_is_built_again(small: Path) -> None:
     hostile_packages.sealed(small)
     with pytest.raises(SourceError, match="has no reference data"):
         finished.plan_measurement(small)
+
+
+def test_a_package_is_measured_as_it_runs_where_that_differs(tmp_path: Path, small: Path) -> None:
+    assert finished.plan_measurement(small).knob == ""
+    packed = hostile_packages.laid_out(small, tmp_path / "openvino", "openvino")
+    plan = finished.plan_measurement(packed)
+    assert [step.name for step in plan.steps] == ["evaluate", "run-evaluate", "measure"]
+    run = plan.steps[1]
+    assert run.params == {"backend": "openvino", "tokens": 4096}
+    assert run.outside.keys() == {"artifact", "baseline"}
+    assert "8-bit activations" in (plan.knob or "")
+
+
+def test_a_package_is_evaluated_with_a_quantized_cache_beside_its_own(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = take.original(Source(builtin="tiny-phi3"), tmp_path)
+    monkeypatch.setattr(package_original, "find", lambda *words: original)
+    packed = hostile_packages.laid_out(small, tmp_path / "openvino", "openvino")
+    store = Store(tmp_path / "cache")
+    told = {"text": None, "tokens": 512, "source": None}
+    plain, kept = (
+        {s.name: s for s in finished.plan_evaluation(packed, store, **told, kv=kv).steps}
+        for kv in (None, "q4")
+    )
+    assert kept.keys() - plain.keys() == {"kv-evaluate"}
+    assert kept["kv-evaluate"].params == {"backend": "openvino", "tokens": 512, "cache": "q4"}
+    assert all(kept[name] == step for name, step in plain.items())
+    with pytest.raises(TargetError, match="`onnxruntime` cannot keep the keys and values"):
+        finished.plan_evaluation(small, store, **told, kv="q4")

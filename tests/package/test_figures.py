@@ -232,3 +232,22 @@ def test_answers_show_on_how_many_they_rest() -> None:
     (row,) = figures.fidelity_table(Metrics(metrics={}), answers=told)
     assert (row.value, row.unit) == ("75 ± 16", "%")
     assert row.reads_as == "of 8 answers which the original ends by itself"
+
+
+def test_a_file_and_its_run_have_a_row_each_where_they_differ() -> None:
+    figures_of = {**METRICS["metrics"], "kld_run": 0.02}
+    told = {"how": "16-bit arithmetic", "positions": 4080}
+    found = rows(metrics=figures_of, run=told, positions=4080)
+    assert found["kld_run"].value == "0.0200"
+    assert found["kld_run"].reads_as == "by default: 16-bit arithmetic"
+    assert "as it runs" not in found["kld_mean"].reads_as
+    fewer = rows(metrics=figures_of, run={**told, "positions": 1022}, positions=4080)
+    assert fewer["kld_run"].reads_as.endswith("; 1,022 positions")
+
+
+def test_a_file_that_is_scored_as_it_runs_has_one_row_that_says_so() -> None:
+    figures_of = {**METRICS["metrics"], "kld_run": METRICS["metrics"]["kld_mean"]}
+    found = rows(metrics=figures_of, run={"how": "", "positions": 4080})
+    assert "kld_run" not in found
+    assert found["kld_mean"].reads_as.endswith("; as it runs")
+    assert "as it runs" not in rows()["kld_mean"].reads_as  # nobody scored its run

@@ -896,3 +896,56 @@ def test_the_program_in_the_card_is_python(cooked: Path) -> None:
     compile(program[1], "card", "exec")
     assert "onnxruntime-genai==0.18.0" in program[1]
     assert "apply_chat_template" in program[1]
+
+
+# -- the file and its run
+
+KNOB = "8-bit activations and cache"
+
+
+def with_run(kitchen: Kitchen) -> Kitchen:
+    """Scored apart as it runs."""
+    folder = kitchen.root / "in" / "run"
+    folder.mkdir()
+    told = {"metrics": {"kld_run": 0.02345}, "stderr": {"kld_run": 0.0011}, "positions": 1020}
+    (folder / "run.json").write_text(json.dumps(told))
+    kitchen.inputs["run"], kitchen.params["knob"] = folder, KNOB
+    return kitchen
+
+
+def test_a_package_says_what_its_runtime_adds(kitchen: Kitchen) -> None:
+    fidelity = manifest.read_manifest(with_run(kitchen).cook()).fidelity
+    assert fidelity.metrics["kld_run"] == 0.02345
+    assert fidelity.stderr["kld_run"] == 0.0011
+    assert fidelity.run is not None
+    assert (fidelity.run.how, fidelity.run.positions) == (KNOB, 1020)
+
+
+def test_the_card_names_the_knob_beside_both_figures(kitchen: Kitchen) -> None:
+    words = " ".join(with_run(kitchen).card().split())
+    assert "mean KL divergence 0.0123 ± 0.0004 nats, as it runs 0.0234 ± 0.0011 nats" in words
+    assert (
+        f"ONNX Runtime GenAI computes by default ({KNOB}) on the build machine, for 1,020" in words
+    )
+
+
+def test_the_card_says_where_both_figures_are_one(kitchen: Kitchen) -> None:
+    kitchen.params["knob"] = ""
+    text = kitchen.card()
+    assert "scored as ONNX Runtime GenAI computes by default" in text
+    assert "kld_run" not in text
+    told = manifest.read_manifest(kitchen.root / "out").fidelity
+    assert told.metrics["kld_run"] == told.metrics["kld_mean"]
+
+
+def test_a_device_that_was_emulated_is_not_said_to_round_as_the_build_machine(
+    kitchen: Kitchen,
+) -> None:
+    kitchen.params |= {"on_target": "emulated", "knob": None}
+    assert "What its arithmetic rounds besides is in no figure here." in kitchen.card()
+
+
+def test_a_package_of_an_older_phipipe_opens_and_knows_no_run(kitchen: Kitchen) -> None:
+    told = manifest.read_manifest(kitchen.cook()).fidelity  # nobody said anything of a run
+    assert told.run is None
+    assert "kld_run" not in told.metrics

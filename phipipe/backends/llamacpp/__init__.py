@@ -195,6 +195,13 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return Session(artifact / MODEL, gpu=api != "cpu")
 
 
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
+    """The same with llama.cpp's own cache and attention."""
+    from phipipe.backends.llamacpp.session import Session
+
+    return Session(artifact / MODEL, gpu=api != "cpu", as_run=True, cache=cache)
+
+
 def tokenizer(artifact: Path) -> Tokenizer:
     """The vocabulary and chat template inside the GGUF, in a limited child."""
     opener = "phipipe.backends.llamacpp.vocabulary:Vocabulary"
@@ -237,6 +244,10 @@ FACE = Backend(
         "was proven here"
     },
     open=open,
+    # llama_context_default_params; activations are rounded to blocks of 8 bits in both
+    knob=lambda recipe, api: "keys and values in float16, flash attention",
+    open_run=open_run,
+    caches={"q8": "q8_0", "q4": "q4_0"},
     tokenizer=tokenizer,
     rotary=frozenset({"linear", "llama3", "longrope", "yarn"}),
     suits="The widest reach: every CPU, Metal, CUDA, Vulkan, OpenCL, and programs such as "

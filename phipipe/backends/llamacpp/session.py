@@ -21,6 +21,8 @@ from phipipe.errors import StepFailed
 BATCH = 512  # tokens that llama.cpp works on at once; also what its own tools use
 CONTEXT = 4096  # tokens that ``generate`` may fill if the model allows as many
 F32 = 0  # ggml's number
+CACHES = {"q8": 8, "q4": 2}  # and those of q8_0 and q4_0
+BLOCK = 32  # values that share a scale in them
 
 
 def threads() -> int:
@@ -31,13 +33,16 @@ def threads() -> int:
 
 class Session:
     """Runtime over a GGUF. Logits are computed in fp32, keys and values too: what is measured is
-    the stored weights.
+    the stored weights. ``as_run``: both as llama.cpp does by default.
 
     llama.cpp's flash attention would round queries to 16 bits; text is generated with it, as
     llama.cpp does.
     """
 
-    def __init__(self, path: Path, gpu: bool = False) -> None:
+    def __init__(
+        self, path: Path, gpu: bool = False, as_run: bool = False, cache: str = ""
+    ) -> None:
+        self._as_run, self._cache = as_run, CACHES.get(cache)
         self._model = Model(path, gpu=gpu)
         self._vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._model.vocab))
         self._trained = int(llama_cpp.llama_model_n_ctx_train(self._model.model))
@@ -50,7 +55,7 @@ class Session:
         self._size, self._exact = 0, True
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        self._fresh(len(tokens), exact=True)
+        self._fresh(len(tokens), exact=not self._as_run)
         rows = np.empty((len(tokens), self._vocabulary), np.float32)
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
@@ -97,15 +102,22 @@ class Session:
         params.n_ctx = min(longest, max(needed, min(CONTEXT, longest)))
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads()
-        params.type_k = params.type_v = F32
+        if not self._as_run:
+            params.type_k = params.type_v = F32
+        if self._cache is not None:
+            params.type_k = params.type_v = self._cache
+            # without it values cannot be quantized
+            params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         if exact:
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(self._model.model, params)
         if not self._context:
-            raise StepFailed(
-                f"llama.cpp cannot make a context of {params.n_ctx} tokens: not enough memory"
-            )
+            why = "not enough memory" if self._cache is None else self._unkept()
+            raise StepFailed(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {why}")
         self._size, self._exact = int(params.n_ctx), exact
+
+    def _unkept(self) -> str:
+        return f"its quantized cache takes heads of a multiple of {BLOCK} values, and some memory"
 
     def _drop(self) -> None:
         if self._context:

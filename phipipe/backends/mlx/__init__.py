@@ -4,8 +4,8 @@ Both steps are lazy: a tensor is read, changed and written one at a time. MLX al
 (its CPU build), so that the very file that ships is evaluated where it is built; speed there says
 nothing of a Mac.
 
-Fidelity is computed in fp32 arithmetic over the stored values, as for every runtime here; text is
-generated in the dtype that ships, as ``mlx_lm`` does.
+Fidelity is computed in fp32 arithmetic over the stored values, as for every runtime here, and once
+more in the dtype that ships, in which ``mlx_lm`` computes; text is generated in that.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from phipipe.steps import Dtype, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Codec, Runtime, Tokenizer
-    from phipipe.recipe.recipe import Precision
+    from phipipe.recipe.recipe import Precision, Recipe
 
 TOOLCHAIN = "mlx"
 LEARNED = "learned"
+CACHE_BITS = {"q8": 8, "q4": 4}
 STEPS: Mapping[str, str] = {
     "convert": "phipipe.backends.mlx.convert:convert",
     "quantize": "phipipe.backends.mlx.quantize:quantize",
@@ -127,6 +128,18 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return Session(artifact, api)
 
 
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
+    """The same, in the arithmetic that the folder stores."""
+    from phipipe.backends.mlx.session import Session
+
+    return Session(artifact, api, as_run=True, cache_bits=CACHE_BITS.get(cache))
+
+
+def knob(recipe: Recipe, api: str) -> str:
+    """Activations, and whatever is computed of them, have the dtype of the folder's scales."""
+    return "" if recipe.precision == "fp32" else "16-bit arithmetic"
+
+
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it, in a limited child."""
     imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
@@ -165,6 +178,9 @@ FACE = Backend(
     ),
     unable={"gemma3_text": "mlx-lm rounds the scale of its embedding to 16 bits"},
     open=open,
+    knob=knob,
+    open_run=open_run,
+    caches={name: f"{bits} bits in groups" for name, bits in CACHE_BITS.items()},
     tokenizer=tokenizer,
     rotary=frozenset(
         {

@@ -32,7 +32,7 @@ from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
-    from phipipe.recipe.recipe import Precision
+    from phipipe.recipe.recipe import Precision, Recipe
 
 # Keeps OpenVINO's telemetry out: it writes into the home folder and looks for the network, both at
 # import. All modules of this folder are imported after this one.
@@ -52,6 +52,7 @@ SCHEMES: Mapping[Precision, str] = {
     "int4": "int4 in groups",
 }
 QUANTIZED = ("int8", "int4")
+CACHES: Mapping[str, str] = {"q8": "u8", "q4": "u4"}  # KV_CACHE_PRECISION
 LEARNED = "learned"
 ALGORITHMS = {"awq": "AWQ", "scale_estimation": "scale estimation", "gptq": "GPTQ"}
 # Anonymous memory: the largest RssAnon of 20 samples a second (Linux x86-64), Phi-3.5-mini's shape:
@@ -180,13 +181,32 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
         from phipipe.backends.openvino.npu import opened
 
         return opened(artifact)
+    return _session(artifact, api)
+
+
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
+    """The graph with OpenVINO's own settings."""
+    return _session(artifact, api, as_run=True, cache=CACHES.get(cache, ""))
+
+
+def _session(artifact: Path, api: str, as_run: bool = False, cache: str = "") -> Runtime:
     if (artifact / LANGUAGE).is_file():
         from phipipe.backends.openvino.vision_session import Session as Seeing
 
-        return Seeing(artifact, api)
+        return Seeing(artifact, api, as_run, cache)
     from phipipe.backends.openvino.session import Session
 
-    return Session(artifact, api)
+    return Session(artifact, api, as_run, cache)
+
+
+def knob(recipe: Recipe, api: str) -> str:
+    """OpenVINO's own settings of the CPU, as a compiled model names them. On a GPU it is scored
+    with its own."""
+    if api != "cpu":
+        return ""
+    is_rounded = recipe.precision in QUANTIZED
+    rounded = "8-bit activations and cache" if is_rounded else "float16 cache"
+    return f"{rounded}, bfloat16 arithmetic where the processor has it"
 
 
 def tokenizer(artifact: Path) -> Tokenizer:
@@ -243,6 +263,9 @@ FACE = Backend(
         ),
     ),
     open=open,
+    knob=knob,
+    open_run=open_run,
+    caches=CACHES,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,
     cuts_digits=False,

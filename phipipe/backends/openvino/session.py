@@ -16,6 +16,10 @@ from phipipe.backends.openvino.files import MODEL
 from phipipe.models import tokenizer_files
 
 EMBEDS = "inputs_embeds"
+# Tokens that are read at once where the cache counts: those of one call see each other's keys and
+# values before they are rounded into the cache. Mean KL divergence on the embedded model, 8 bits,
+# with a cache of 4: 1.1e-5 in one call, 5.2e-4 in calls of 64, 5.3e-4 token by token.
+CHUNK = 32
 # Arithmetic and cache in fp32, activations never rounded to 8 bits: what is left is what the stored
 # weights cost.
 FAITHFUL = {
@@ -41,7 +45,8 @@ def feeds(tokens: Sequence[int] | npt.NDArray[np.int32], before: int = 0) -> Fee
 
 class Session:
     """``Runtime`` over a folder: on the CPU in fp32 arithmetic, with "intel-gpu" on the GPU as it
-    computes by default.
+    computes by default. ``as_run``: so on the CPU, too; ``cache`` is the type that it keeps keys
+    and values in, if not its own.
 
     Raises:
         TargetError: OpenVINO sees no GPU.
@@ -49,14 +54,18 @@ class Session:
 
     GRAPH = MODEL
 
-    def __init__(self, folder: Path, api: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, api: str = "cpu", as_run: bool = False, cache: str = ""
+    ) -> None:
         config = json.loads((folder / "generation_config.json").read_text("utf-8"))
         self._ends = set(tokenizer_files.end_ids(config.get("eos_token_id")))
         self._core = openvino.Core()
         gpu = api == "intel-gpu"
         if gpu and not any(name.startswith("GPU") for name in self._core.available_devices):
             raise absent("Intel GPU", "OpenVINO")
-        self._where = ("GPU", {}) if gpu else ("CPU", FAITHFUL)
+        kept = {"KV_CACHE_PRECISION": cache} if cache else {}
+        settings = kept if gpu or as_run else FAITHFUL
+        self._where, self._as_run = ("GPU" if gpu else "CPU", settings), as_run
         self._request = self._compiled(folder / self.GRAPH)
 
     def _compiled(self, path: Path) -> openvino.InferRequest:
@@ -67,7 +76,12 @@ class Session:
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         self._request.reset_state()
-        return self._run(self._feeds(tokens, 0))
+        step = CHUNK if self._as_run else len(tokens)
+        parts = [
+            self._run(self._feeds(tokens[start : start + step], start))
+            for start in range(0, len(tokens), step)
+        ]
+        return np.concatenate(parts)
 
     def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
         self._request.reset_state()

@@ -31,8 +31,10 @@ class Session(session.Session):
 
     GRAPH = LANGUAGE
 
-    def __init__(self, folder: Path, api: str = "cpu") -> None:
-        super().__init__(folder, api)
+    def __init__(
+        self, folder: Path, api: str = "cpu", as_run: bool = False, cache: str = ""
+    ) -> None:
+        super().__init__(folder, api, as_run, cache)
         self._folder = folder
         self._config = json.loads((folder / "config.json").read_text("utf-8"))
         self._embedding = self._compiled(folder / EMBEDDING)

@@ -28,7 +28,7 @@ from phipipe.models.tokenizer import of_folder
 from phipipe.steps import Dtype, Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.recipe.recipe import Precision
+    from phipipe.recipe.recipe import Precision, Recipe
 
 TOOLCHAIN = "torch"
 STEPS: Mapping[str, str] = {
@@ -125,6 +125,18 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return Session(artifact)
 
 
+def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
+    """The same in the dtype that transformers takes by itself."""
+    from phipipe.backends.torch.session import Session
+
+    return Session(artifact, as_run=True)
+
+
+def knob(recipe: Recipe, api: str) -> str:
+    """A checkpoint's dtype is that of the arithmetic; auto-round's layers widen to 16 bits."""
+    return "" if recipe.precision == "fp32" else "16-bit arithmetic"
+
+
 def tokenizer(artifact: Path) -> Tokenizer:
     """The checkpoint's tokenizer as transformers reads it."""
     return of_folder(artifact)
@@ -162,6 +174,8 @@ FACE = Backend(
     stores=STORES,
     codec=codec,
     open=open,
+    knob=knob,
+    open_run=open_run,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,
     suits="A checkpoint for transformers. Choose it to compare, or where a server with "

@@ -1,4 +1,4 @@
-"""A checkpoint in PyTorch on the CPU, in fp32: logits, greedy text."""
+"""A checkpoint in PyTorch on the CPU, in fp32 or as transformers runs it: logits, greedy text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from phipipe.models.transformers_files import config_of
 
 
 class Session:
-    """``Runtime`` over a checkpoint's folder."""
+    """``Runtime`` over a checkpoint's folder; ``as_run``: in the dtype that transformers takes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._model = _load(folder)
+    def __init__(self, folder: Path, as_run: bool = False) -> None:
+        self._model = _load_as_it_is(folder) if as_run else _load(folder)
         self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -64,6 +64,18 @@ def _load(folder: Path) -> PreTrainedModel:
         if hasattr(module, "qweight"):
             model.set_submodule(name, _unpacked(name, module))
     return model
+
+
+def _load_as_it_is(folder: Path) -> PreTrainedModel:
+    """The model as the program on the card loads it."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto",
+        device_map="cpu",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    ).eval()
 
 
 def _packed_config(folder: Path) -> PretrainedConfig:
