@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.fit import Fit
+from phipipe.planning.matrices import Matrices
 from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
 from phipipe.steps import Advice, Json, Step
@@ -27,6 +28,7 @@ class Plan:
     warnings: tuple[Advice, ...] = ()
     fixups: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     fit: Fit | None = None  # what it takes on the device; None where nothing is built
+    matrices: tuple[Matrices, ...] = ()  # what those with a width of their own take
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -24,6 +24,7 @@ from phipipe.planning import (
     generation_steps,
     learned,
     machine,
+    matrices,
     targets,
     tokenizers,
     vision_steps,
@@ -120,6 +121,7 @@ def _outline(
         warnings=(*_remarks(whole), *(a for a in advice if a.level == "warning")),
         fixups=patches,
         fit=fitting,
+        matrices=matrices.of(job),
     )
     return plan, built, job
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.mlx.options import ADVICE, Options, bits_of, float_dtype, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
-from phipipe.backends.mlx.sizes import STORES, stored_bytes, widths_of
+from phipipe.backends.mlx.sizes import STORES, stored_bytes, weight_bits, widths_of
 from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
@@ -156,6 +156,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4 and not widens_layers(o.map),
     stores=STORES,
+    weight_bits=weight_bits,
     codec=codec,
     wider="set `quantize.mixed: mixed_4_6`",
     apart={"mixed": "mixed_4_6"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Job
 from phipipe.backends.mlx.options import GROUPS as MODES
 from phipipe.backends.mlx.options import Options, bits_of, group_of
-from phipipe.backends.widths import FLOAT_BITS, Stores, Width
+from phipipe.backends.widths import FLOAT_BITS, Stored, Stores, Width
 from phipipe.models import linears
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def usual_group(mode: str, size: int | None) -> int:
 def stored_bytes(job: Job[Options]) -> int:
     """Estimate: all weights at their bits; per group a scale and a bias of 16 bits, or a scale of 8
     where the mode has no bias; and the matrices of the map as it says."""
-    options, checkpoint, widths = job.options, job.checkpoint, widths_of(job)
+    options, checkpoint, widths = job.options, job.checkpoint, job.widths
     shapes = linears.shapes(checkpoint) if widths else {}
     sizes = {name: shapes[name][0] * shapes[name][1] for name in widths}
     shared = (32 if options.mode == "affine" else 8) / group_of(options)
@@ -60,9 +60,18 @@ def stored_bytes(job: Job[Options]) -> int:
         size for name, size in sizes.items() if _is_raised(name, checkpoint.layers)
     )
     bits = (checkpoint.parameters - sum(sizes.values())) * (low + shared) + raised * more
-    for name, (width, size) in widths.items():
-        bits += sizes[name] * (width + (STORES.group_bits / size if size else 0))
+    for name, stored in widths.items():
+        bits += sizes[name] * weight_bits(job, name, stored, shapes[name][1])
     return int(bits / 8)
+
+
+def weight_bits(job: Job[Options], name: str, stored: Stored, columns: int) -> float:
+    """Bits of a weight with its share of scale and bias (``Backend.weight_bits``)."""
+    assert isinstance(stored, Width)  # STORES has no types of its own
+    if stored.bits == FLOAT_BITS:
+        return FLOAT_BITS
+    size = stored.group_size or usual_group(job.options.mode, job.options.group_size)
+    return stored.bits + STORES.group_bits / size
 
 
 def _raised(checkpoint: Checkpoint) -> int:

@@ -28,7 +28,7 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, EMBEDDING, MODEL, PROCESSOR, VISION
 from phipipe.backends.onnxruntime.options import ADVICE, STORES, Options
 from phipipe.backends.onnxruntime.rules import RULES
-from phipipe.backends.onnxruntime.sizes import quantized_bytes
+from phipipe.backends.onnxruntime.sizes import quantized_bytes, weight_bits
 from phipipe.backends.rules import Fixup
 from phipipe.backends.widths import Stored, Width
 from phipipe.models import linears, rotary
@@ -139,7 +139,7 @@ def _quantize_step(job: Job[Options], bits: int, needs: Mapping[str, str]) -> St
     if level is None:
         level = 4 if job.api in INT8_ACTIVATIONS else 0
     mapped = _mapped(job)
-    size = quantized_bytes(bits, options, checkpoint, 4 if job.api == "cpu" else 2, mapped)
+    size = quantized_bytes(bits, options, checkpoint, _float_bytes(job), mapped)
     chosen = options.model_dump(mode="json", exclude={"rotate", "map"})
     if mapped:
         chosen["widths"] = widths.to_params(mapped)
@@ -154,6 +154,10 @@ def _quantize_step(job: Job[Options], bits: int, needs: Mapping[str, str]) -> St
         memory_bytes=_ROUNDING_BYTES + checkpoint.vocab_size * checkpoint.hidden_size // 2,
         loaded_bytes=int(_LOADED * size),
     )
+
+
+def _float_bytes(job: Job[Options]) -> int:
+    return 4 if job.api == "cpu" else 2
 
 
 def _mapped(job: Job[Options]) -> dict[str, Stored]:
@@ -272,6 +276,9 @@ FACE = Backend(
     "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",
     advice=ADVICE,
     stores=STORES,
+    weight_bits=lambda job, name, stored, columns: weight_bits(
+        stored, job.options, _float_bytes(job)
+    ),
     codec=codec,
     rank=1,
     colour=0,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import replace
 
-from phipipe.backends.onnxruntime.options import STORES, Options
+from phipipe.backends.onnxruntime.options import Options
 from phipipe.backends.onnxruntime.schemes import matrix_of, raised_nodes
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
 from phipipe.models import linears
@@ -48,7 +47,6 @@ def _more_bits(
     bits: int, options: Options, checkpoint: Checkpoint, width: int, mapped: Mapping[str, Stored]
 ) -> float:
     """By how many bits the map makes its matrices larger than the options alone."""
-    stores = replace(STORES, group_bits=8 * width)
     nodes = raised_nodes(options.mixed, checkpoint.layers) if bits == 4 else ()
     raised = {matrix_of(node) or node for node in nodes}
     tied = {linears.EMBEDDING: linears.HEAD} if checkpoint.tied else {}
@@ -59,13 +57,21 @@ def _more_bits(
             continue
         wide = bits == 8 or _is_raised(tied.get(name, name), raised)
         usual = Width(bits=8 if wide else 4, group_size=options.block_size)
-        before = stores.bits_per_weight(usual, columns)
+        before = weight_bits(usual, options, width)
         if name == linears.EMBEDDING and not checkpoint.tied:
             before = 4.0 if options.embeddings == "quantized" else 8.0 * width
-        floats = asked.bits == FLOAT_BITS
-        after = 8.0 * width if floats else stores.bits_per_weight(asked, columns)
-        more += rows * columns * (after - before)
+        more += rows * columns * (weight_bits(asked, options, width) - before)
     return more
+
+
+def weight_bits(stored: Stored, options: Options, width: int) -> float:
+    """Bits of a weight with its share of scale and zero point; floats and scales have ``width``
+    bytes."""
+    assert isinstance(stored, Width)  # STORES has no types of its own
+    if stored.bits == FLOAT_BITS:
+        return 8 * width
+    group_bits = 8 * width + (0 if options.symmetric else stored.bits)
+    return stored.bits + group_bits / (stored.group_size or options.block_size)
 
 
 def _is_raised(name: str, raised: Container[str]) -> bool:
