@@ -28,7 +28,11 @@ Widths = Mapping[str, tuple[int, int]]
 
 def widths_of(job: Job[Options]) -> dict[str, tuple[int, int]]:
     """The width of each matrix that the map names. Without groups of its own, it has the options'
-    at 4 bits, and a scale per row at 8, as ``backup`` has."""
+    at 4 bits, and a scale per row at 8, as ``backup`` has.
+
+    ``ratio`` is no such map: NNCF ranks the matrices by their values, and by what runs through
+    them, neither of which the plan knows.
+    """
     found: dict[str, tuple[int, int]] = {}
     for name, width in job.widths.items():
         assert isinstance(width, Width)  # STORES has no types of its own
