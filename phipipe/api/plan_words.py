@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from phipipe import words
@@ -19,6 +20,7 @@ from phipipe.words import counted
 if TYPE_CHECKING:
     from phipipe.batch.selection import Item
     from phipipe.cluster.places import Workers
+    from phipipe.planning.plan import Plan
 
 MACHINES = 3  # names of machines that one line of a table has
 NAMED = 3  # steps that a sentence names
@@ -37,6 +39,9 @@ def describe(one: Outlook, table: Table, workers: Workers | None = None) -> str:
     lines += [f"  {line}" for line in warning_lines(planned)]
     lines += [f"  fix-up {name}: {fix['reason']}" for name, fix in planned.fixups.items()]
     lines += [f"  {line}" for line in table(rows(one, workers)).splitlines()]
+    if planned.matrices:
+        lines += [f"  {line}" for line in table(matrix_rows(planned)).splitlines()]
+        lines.append(f"  {matrices_words(planned)}")
     if planned.fit is not None:
         memory_gib = planned.fit.memory_gib
         room = f", of {memory_gib:g} GiB" if memory_gib else ""
@@ -62,6 +67,31 @@ def rows(one: Outlook, workers: Workers | None) -> list[dict[str, str]]:
             row["where"] = "-" if item.cached else _where(step, workers)
         made.append({**row, "why": item.why})
     return made
+
+
+def matrix_rows(planned: Plan) -> list[dict[str, str]]:
+    """A line for each kind of matrices and each width that a map, or learned weights, have for
+    it."""
+    return [
+        {
+            "matrices": one.name,
+            "count": str(one.count),
+            "stored as": one.width,
+            "size": words.size(one.size_bytes),
+        }
+        for one in planned.matrices
+    ]
+
+
+def matrices_words(planned: Plan) -> str:
+    """What they take together, and the whole artifact."""
+    assert planned.fit is not None  # matrices are of an artifact
+    named, whole = words.size(_matrices_bytes(planned)), words.size(planned.fit.weight_bytes)
+    return f"these take {named} of the artifact's {whole}"
+
+
+def _matrices_bytes(planned: Plan) -> int:
+    return sum(one.size_bytes for one in planned.matrices)
 
 
 def _where(step: Step, workers: Workers) -> str:
@@ -114,6 +144,8 @@ def plan_json(
         on_target=planned.on_target,
         memory_bytes=planned.memory_bytes,
         fit=None if fit is None else documents.Fit(**fit.as_json()),
+        matrices=[documents.Matrices(**asdict(group)) for group in planned.matrices],
+        matrices_bytes=_matrices_bytes(planned),
         warnings=advice_json(planned),
         fixups={
             name: documents.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])

@@ -67,7 +67,8 @@ class PlannedBuild:
         head = pages.paragraph(show.heading(self.plan))
         warned = "".join(map(pages.paragraph, self.warnings))
         cost = pages.paragraph(self.summary + plan_words.cost_words(self.outlook.cost))
-        return head + warned + pages.table_of(plan_words.rows(self.outlook, None)) + cost
+        steps = pages.table_of(plan_words.rows(self.outlook, None))
+        return head + warned + steps + pages.table_of(plan_words.matrix_rows(self.plan)) + cost
 
 
 class Plan:

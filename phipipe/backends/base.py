@@ -252,6 +252,9 @@ class Backend(Generic[Chosen]):
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Option → value → what it is for, where every value has a line of its own."""
     stores: Stores | None = None  # what `quantize.map` may ask for; None: nothing
+    weight_bits: Callable[[Job[Chosen], str, Stored, int], float] | None = None
+    """With ``stores``: job, matrix, how it is stored, weights in its rows → bits that each weight
+    takes in the artifact as planned, its share of scales and zero points with it."""
     codec: Callable[[Params], Codec] | None = None
     """What its files hold of a weight that ``stores`` knows: called inside its toolchain with
     ``Job.codec_params`` of an int4 build."""

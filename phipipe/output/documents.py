@@ -186,10 +186,21 @@ class PlannedStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """Matrices of one kind, ``name`` a pattern over theirs, that a map or learned weights store
+    alike: ``count`` of them take ``size_bytes`` together."""
+
+    name: str
+    width: str
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """A build as planned. ``seconds``: of all steps that will run, one after another, as far as
     they are known; null where none is. ``refusal``: why `run` would refuse the whole recipe on this
-    machine."""
+    machine. ``matrices`` is empty without a map; ``matrices_bytes``: their sum."""
 
     name: str
     device: str
@@ -200,6 +211,8 @@ class Planned:
     on_target: str
     memory_bytes: int
     fit: Fit | None
+    matrices: list[Matrices]
+    matrices_bytes: int
     warnings: list[Warned]
     fixups: dict[str, Fixup]
     steps: list[PlannedStep]

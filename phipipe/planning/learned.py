@@ -42,13 +42,21 @@ def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
 
 def steps(job: Job[BaseModel]) -> list[Step]:
     """From ``source`` to the artifact: the backend's own steps, with those before them that prepare
-    the weights. A smoothed checkpoint is read as the original would be."""
+    the weights."""
     face = backends.load(job.recipe.backend)
+    made = _with_learning(job, face.steps(smoothed(job)))
     if not smooth.asked(job.recipe):
-        return _with_learning(job, face.steps(job))
-    made = face.steps(replace(job, checkpoint=smooth.of(job.checkpoint)))
+        return made
     smoothing = smooth.step(job.checkpoint, job.recipe, by_rows=face.by_rows(job))
-    return smooth.before(_with_learning(job, made), smoothing)
+    return smooth.before(made, smoothing)
+
+
+def smoothed(job: Job[BaseModel]) -> Job[BaseModel]:
+    """``job`` as its backend does it: where the weights are smoothed, of that checkpoint, which is
+    read as the original would be."""
+    if not smooth.asked(job.recipe):
+        return job
+    return replace(job, checkpoint=smooth.of(job.checkpoint))
 
 
 def scheme(job: Job[BaseModel]) -> str:
@@ -158,7 +166,10 @@ def _check_stored(
             continue  # floats hold what was learned of it
         wrong = "no widths of single matrices" if stores is None else None
         if stores is not None:
-            wrong = stores.wrong(name, found[name], shapes[name][1])
+            stored = found[name]
+            if build.recipe.weights.learn is not None and isinstance(stored, Width):
+                stored = Width(bits=stored.bits)  # its groups are held by smaller ones, too
+            wrong = stores.wrong(name, stored, shapes[name][1])
         if wrong:
             raise problem_at(build, ("quantize", "map"), f"`{build.recipe.backend}` has {wrong}")
 

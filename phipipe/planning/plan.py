@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.fit import Fit
+from phipipe.planning.matrices import Matrices
 from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
 from phipipe.steps import Advice, Json, Step
@@ -30,6 +31,7 @@ class Plan:
     # what the runtime does by default where it is scored, and scoring does not (``Backend.knob``);
     # None where its unit gives no logits
     knob: str | None = None
+    matrices: tuple[Matrices, ...] = ()  # what those with a width of their own take
 
     @property
     def checkpoint(self) -> Checkpoint:

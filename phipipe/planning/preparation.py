@@ -24,6 +24,7 @@ from phipipe.planning import (
     generation_steps,
     learned,
     machine,
+    matrices,
     run_steps,
     targets,
     tokenizers,
@@ -123,6 +124,7 @@ def _outline(
         fixups=patches,
         fit=fitting,
         knob=run_steps.knob(recipe, device, unit.api),
+        matrices=matrices.of(job),
     )
     return plan, built, job
 

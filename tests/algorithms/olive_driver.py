@@ -369,7 +369,6 @@ def quantize(
     options |= {
         "block_size": asked["group_size"],
         "symmetric": asked["symmetric"],
-        "mixed": asked["mixed"],
     }
     inputs = {"model": converted, "rounded": rounded or root / f"gptq-{name}"}
     onnx_quantize.quantize(inputs, out, {"bits": 4, "accuracy_level": 0, **options})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from testing.drive import drive, read, section
+from testing.shapes import phi3
 from testing.shell import Shell
 
 from phipipe.algorithms import olive
@@ -18,6 +19,7 @@ from phipipe.backends import onnxruntime, qnn
 from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime.layout import LM_HEAD
 from phipipe.backends.onnxruntime.schemes import raised_nodes
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.recipe.device import Unit
 from phipipe.recipe.learned import Weights
 
@@ -89,23 +91,8 @@ def recipe(precision: str = "int4") -> Any:
     )
 
 
-def checkpoint(**changes: Any) -> Any:
-    shape: dict[str, Any] = {
-        "parameters": 10_000_000,
-        "vocab_size": 512,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "head_size": 96,
-    }
-    shape |= {
-        "scaling": "default",
-        "layers": 4,
-        "heads": 32,
-        "kv_heads": 32,
-        "tied": False,
-        "large": False,
-    }
-    return SimpleNamespace(**shape | changes)
+def checkpoint(**changes: Any) -> Checkpoint:
+    return phi3(**{"parameters": 10_000_000, "vocab_size": 512, "layers": 4, **changes})
 
 
 def planned(precision: str = "int4", api: str = "cpu", **options: Any) -> dict[str, Any]:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from phipipe.backends.base import Job
+from phipipe.backends.onnxruntime import BITS, schemes
 from phipipe.backends.onnxruntime.graph import attributes, linears, load, place
-from phipipe.backends.onnxruntime.layout import DATA, MODEL
+from phipipe.backends.onnxruntime.layout import CONFIG, DATA, MODEL
+from phipipe.backends.onnxruntime.options import Options
+from phipipe.backends.widths import to_params
 
 # Tables that are computed from the config, not learned: no part of the weights' size.
 TABLES = ("cos_cache", "sin_cache")
+
+
+def asked(model: Path, precision: str, **options: Any) -> dict[str, Any]:
+    """Parameters of the step ``quantize`` for the unquantized graph in ``model``, as planned."""
+    chosen = Options.model_validate(options)
+    config = json.loads((model / CONFIG).read_text("utf-8"))["model"]["decoder"]
+    shape: Any = SimpleNamespace(layers=config["num_hidden_layers"], tied=False, model_type="phi3")
+    recipe: Any = SimpleNamespace(precision=precision)
+    found = to_params(schemes.widths_of(Job(recipe, chosen, shape)))
+    dumped = chosen.model_dump(mode="json", exclude={"map", "mixed", "rotate"})
+    return {"bits": BITS[precision], **dumped, "widths": found}
 
 
 def describe(folder: Path) -> dict[str, Any]:

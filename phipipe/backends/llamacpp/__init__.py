@@ -29,6 +29,7 @@ from phipipe.steps import Json, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Codec, Runtime, Tokenizer
+    from phipipe.backends.widths import Stored
     from phipipe.models.checkpoint import Checkpoint
     from phipipe.recipe.recipe import Precision, Recipe
 
@@ -111,10 +112,12 @@ def _quantize_step(job: Job[Options], wanted: str) -> Step:
     options, checkpoint = job.options, job.checkpoint
     own = _own_width(checkpoint)
     mapped: dict[str, Json] = {name: tensor_type(one, own) for name, one in job.widths.items()}
-    size = int(checkpoint.parameters * TYPES[wanted].bits / 8)
-    for name, (rows, columns) in linears.shapes(checkpoint).items() if mapped else ():
-        kind = mapped.get(name)
-        size += int(rows * columns * (BITS[kind] - TYPES[wanted].bits) / 8) if kind else 0
+    bits = checkpoint.parameters * TYPES[wanted].bits
+    shapes = linears.shapes(checkpoint) if mapped else {}
+    for name, stored in job.widths.items():
+        rows, columns = shapes[name]
+        bits += rows * columns * (_weight_bits(job, name, stored, columns) - TYPES[wanted].bits)
+    size = int(bits / 8)
     needs = {"model": "convert", **({"imatrix": "imatrix"} if options.imatrix else {})}
     if job.learns:
         needs |= {"source": "source", "weights": "weights"}
@@ -136,6 +139,10 @@ def _quantize_step(job: Job[Options], wanted: str) -> Step:
         loaded_bytes=2 * size,  # the file mapped, and its rows rearranged for the CPU beside it
         memory_bytes=2**29 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
     )
+
+
+def _weight_bits(job: Job[Options], name: str, stored: Stored, columns: int) -> float:
+    return BITS[tensor_type(stored, _own_width(job.checkpoint))]
 
 
 def _served(recipe: Recipe, checkpoint: Checkpoint) -> int:
@@ -254,6 +261,7 @@ FACE = Backend(
     "Ollama and LM Studio. Choose it where one file must run everywhere.",
     advice=ADVICE,
     stores=STORES,
+    weight_bits=_weight_bits,
     codec=codec,
     rank=5,
     colour=2,

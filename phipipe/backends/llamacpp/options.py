@@ -85,7 +85,11 @@ class Options(Mapped):
 
 
 def type_of(recipe: Recipe, options: Options) -> str:
-    """The file type that a recipe asks for."""
+    """The file type that a recipe asks for.
+
+    It is no map: llama.cpp's own mixture gives each tensor a type when it quantizes, by the model's
+    shape, by whether there is an importance matrix, and by blocks that rows are too short for.
+    """
     learned = recipe.weights.learn is not None and recipe.precision == "int4"
     return options.type or (LEARNED if learned else DEFAULTS[recipe.precision])
 

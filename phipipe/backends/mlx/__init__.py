@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.mlx.options import ADVICE, Options, bits_of, float_dtype, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
-from phipipe.backends.mlx.sizes import STORES, stored_bytes, widths_of
-from phipipe.backends.widths import widens_layers
+from phipipe.backends.mlx.sizes import STORES, stored_bytes, usual_group, weight_bits, widths_of
+from phipipe.backends.widths import FLOAT_BITS, Width, widens_layers
 from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
-from phipipe.steps import Dtype, Params, Step
+from phipipe.steps import Dtype, Json, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Codec, Runtime, Tokenizer
@@ -88,12 +88,12 @@ def _quantize_step(job: Job[Options]) -> Step:
     bits, group = bits_of(job.recipe, options), group_of(options)
     source = {"dtype": _dtype(job), "config_patch": dict(job.patch)} if direct else {}
     needs = {"source": "source"} if direct else {"model": "convert"}
-    widths = {name: list(width) for name, width in widths_of(job).items()}
     size = stored_bytes(job)
     memory = size + 2**29 if direct else 2**30 + parameters
     if job.learns:
         needs, group = {**needs, "weights": "weights"}, job.recipe.weights.group_size
         memory = max(memory, size + 2**30)
+    widths = _named(job, bits, group)
     return Step(
         name="quantize",
         runs="mlx/quantize",
@@ -103,7 +103,6 @@ def _quantize_step(job: Job[Options]) -> Step:
             "mode": options.mode,
             "bits": bits,
             "group_size": group,
-            "mixed": options.mixed,
             **({"widths": widths} if widths else {}),
             **source,
         },
@@ -112,6 +111,20 @@ def _quantize_step(job: Job[Options]) -> Step:
         memory_bytes=memory,
         loaded_bytes=5 * size // 4,  # measured with 3.8 G parameters at 4 bits: 3.2 GiB in all
     )
+
+
+def _named(job: Job[Options], bits: int, group: int) -> dict[str, Json]:
+    """Matrix → [bits, weights that share a scale], of floats [16, 0], as ``config.json`` is to name
+    it: with a preset every one, as mlx-lm does, else those that are not as all others are."""
+    usual = usual_group(job.options.mode, job.options.group_size)
+    found: dict[str, Json] = {}
+    for name, stored in widths_of(job).items():
+        assert isinstance(stored, Width)  # STORES has no types of its own
+        size = 0 if stored.bits == FLOAT_BITS else stored.group_size or usual
+        as_others = (stored.bits, size, "affine") == (bits, group, job.options.mode)
+        if job.options.mixed != "none" or not as_others:
+            found[name] = [stored.bits, size]
+    return found
 
 
 def _dtype(job: Job[Options]) -> Dtype:
@@ -169,6 +182,7 @@ FACE = Backend(
     fixups=FIXUPS,
     is_uniform=lambda o: o.mixed == "none" and (o.bits or 4) <= 4 and not widens_layers(o.map),
     stores=STORES,
+    weight_bits=weight_bits,
     codec=codec,
     wider="set `quantize.mixed: mixed_4_6`",
     apart={"mixed": "mixed_4_6"},

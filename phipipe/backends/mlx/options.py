@@ -67,7 +67,7 @@ def float_dtype(source: str) -> Dtype:
 
 
 def bits_of(recipe: Recipe, options: Options) -> int:
-    """Bits per weight; of a mixed scheme, the lower ones."""
+    """Bits per weight, where neither the map nor a mixed scheme names the matrix."""
     return BITS.get(options.mode) or options.bits or (8 if recipe.precision == "int8" else 4)
 
 

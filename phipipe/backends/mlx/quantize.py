@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -47,7 +46,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
             for name, module in model.named_modules()
             if hasattr(module, "to_quantized")
         }
-        choice = _choice(model, params)
+        choice = _choice(params)
         model, config = utils.quantize_model(
             model,
             config,
@@ -66,35 +65,20 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
         codes.check(tensors, learned)
 
 
-def _choice(model: nn.Module, params: Params) -> Choice | None:
-    """Widths of single layers: those of the map, and mlx-lm's for ``params["mixed"]``. None is the
-    same for all."""
-    widths, rest = params.get("widths", {}), _mixed(model, params)
+def _choice(params: Params) -> Choice | None:
+    """Widths of single layers. None is the same for all."""
+    widths = params.get("widths")
     if not widths:
-        return rest
-    usual = {"group_size": params["group_size"], "bits": params["bits"], "mode": params["mode"]}
+        return None
 
     def choice(path: str, module: nn.Module | None) -> bool | dict[str, Json]:
         width = widths.get(codes.matrix_of(path))
         if width is None:
-            return rest(path, module) if rest else True
+            return True
         bits, size = width
-        own = {"group_size": size, "bits": bits, "mode": "affine"}
-        return bits != FLOAT_BITS and ((own == usual and rest is None) or own)
+        return bits != FLOAT_BITS and {"group_size": size, "bits": bits, "mode": "affine"}
 
     return choice
-
-
-def _mixed(model: nn.Module, params: Params) -> Choice | None:
-    """mlx-lm's own choice for ``params["mixed"]``."""
-    if params["mixed"] == "none":
-        return None
-    # By its name, since `mlx_lm.convert` itself is a function by now.
-    converter = importlib.import_module("mlx_lm.convert")
-    widths: Choice = converter.mixed_quant_predicate_builder(
-        params["mixed"], model, params["group_size"]
-    )
-    return widths
 
 
 def _asked(path: str, choice: Choice | None, params: Params) -> Asked:

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING
 from phipipe.backends.base import Job
 from phipipe.backends.mlx.options import GROUPS as MODES
 from phipipe.backends.mlx.options import Options, bits_of, group_of
-from phipipe.backends.widths import FLOAT_BITS, Stores, Width
+from phipipe.backends.widths import FLOAT_BITS, Stored, Stores, Width
 from phipipe.models import linears
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
 
-HIGH = {"mixed_2_6": 6, "mixed_3_4": 4, "mixed_3_6": 6, "mixed_4_6": 6}
-LOW = {"mixed_2_6": 2, "mixed_3_4": 3, "mixed_3_6": 3, "mixed_4_6": 4}
+# Bits of most matrices, and of those that llama.cpp's mixtures keep wider, too: the schemes of
+# mlx_lm.convert.mixed_quant_predicate_builder.
+MIXED: Mapping[str, tuple[Width, Width]] = {
+    "mixed_2_6": (Width(bits=2), Width(bits=6)),
+    "mixed_3_4": (Width(bits=3), Width(bits=4)),
+    "mixed_3_6": (Width(bits=3), Width(bits=6)),
+    "mixed_4_6": (Width(bits=4), Width(bits=6)),
+}
 # The affine mode's. The smallest group comes first since it divides what the others do: where the
 # map leaves groups out, X08 checks the options' own. A scale and a bias have 16 bits each.
 GROUPS = (32, 64, 128)
@@ -25,20 +31,23 @@ STORES = Stores(
     learned=True,
     presets=frozenset({"mixed"}),
 )
-Widths = Mapping[str, tuple[int, int]]
-"""Matrix (``models.linears``) → bits, and weights that share a scale; of floats, 16 and 0."""
 
 
-def widths_of(job: Job[Options]) -> dict[str, tuple[int, int]]:
-    """The width of each matrix that the map names; without groups of its own, it has those of the
-    others."""
-    found: dict[str, tuple[int, int]] = {}
-    usual = usual_group(job.options.mode, job.options.group_size)
-    for name, width in job.widths.items():
-        assert isinstance(width, Width)  # STORES has no types of its own
-        is_float = width.bits == FLOAT_BITS
-        found[name] = (width.bits, 0 if is_float else width.group_size or usual)
-    return found
+def widths_of(job: Job[Options]) -> dict[str, Stored]:
+    """The width of each matrix that the map names; with a preset, which is a map of all matrices,
+    that of the others, too."""
+    return {**_preset(job.options, job.checkpoint), **job.widths}
+
+
+def _preset(options: Options, checkpoint: Checkpoint) -> dict[str, Width]:
+    """Matrix → its width in a mixed scheme. Wider are the LM head where it has a matrix of its own,
+    and in some layers the down projection and what gives the values of attention, which in phi3 is
+    one matrix with queries and keys."""
+    if options.mixed == "none":
+        return {}
+    low, high = MIXED[options.mixed]
+    layers, names = checkpoint.layers, linears.shapes(checkpoint)
+    return {name: high if _is_raised(name, layers) else low for name in names}
 
 
 def usual_group(mode: str, size: int | None) -> int:
@@ -49,34 +58,25 @@ def usual_group(mode: str, size: int | None) -> int:
 
 def stored_bytes(job: Job[Options]) -> int:
     """Estimate: all weights at their bits; per group a scale and a bias of 16 bits, or a scale of 8
-    where the mode has no bias; and the matrices of the map as it says."""
+    where the mode has no bias; and the matrices of ``widths_of`` as it says."""
     options, checkpoint, widths = job.options, job.checkpoint, widths_of(job)
     shapes = linears.shapes(checkpoint) if widths else {}
     sizes = {name: shapes[name][0] * shapes[name][1] for name in widths}
     shared = (32 if options.mode == "affine" else 8) / group_of(options)
-    low = LOW.get(options.mixed) or bits_of(job.recipe, options)
-    more = HIGH.get(options.mixed, low) - low
-    raised = _raised(checkpoint) - sum(
-        size for name, size in sizes.items() if _is_raised(name, checkpoint.layers)
-    )
-    bits = (checkpoint.parameters - sum(sizes.values())) * (low + shared) + raised * more
-    for name, (width, size) in widths.items():
-        bits += sizes[name] * (width + (STORES.group_bits / size if size else 0))
+    rest = checkpoint.parameters - sum(sizes.values())
+    bits = rest * (bits_of(job.recipe, options) + shared)
+    for name, stored in widths.items():
+        bits += sizes[name] * weight_bits(job, name, stored, shapes[name][1])
     return int(bits / 8)
 
 
-def _raised(checkpoint: Checkpoint) -> int:
-    """Weights that mlx-lm's mixed schemes keep wider: the LM head where it has a matrix of its own,
-    and in some layers the down projection and what gives the values of attention, which in phi3 is
-    one matrix with queries and keys."""
-    hidden, size = checkpoint.hidden_size, checkpoint.head_size
-    chosen = sum(_is_chosen(i, checkpoint.layers) for i in range(checkpoint.layers))
-    heads = checkpoint.kv_heads
-    if checkpoint.model_type == "phi3":
-        heads = checkpoint.heads + 2 * checkpoint.kv_heads
-    down = max(1, checkpoint.experts) * checkpoint.intermediate_size
-    head = 0 if checkpoint.tied else checkpoint.vocab_size
-    return hidden * (head + chosen * (heads * size + down))
+def weight_bits(job: Job[Options], name: str, stored: Stored, columns: int) -> float:
+    """Bits of a weight with its share of scale and bias (``Backend.weight_bits``)."""
+    assert isinstance(stored, Width)  # STORES has no types of its own
+    if stored.bits == FLOAT_BITS:
+        return FLOAT_BITS
+    size = stored.group_size or usual_group(job.options.mode, job.options.group_size)
+    return stored.bits + STORES.group_bits / size
 
 
 def _is_raised(name: str, layers: int) -> bool:

@@ -28,10 +28,10 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, EMBEDDING, MODEL, PROCESSOR, VISION
 from phipipe.backends.onnxruntime.options import ADVICE, STORES, Options
 from phipipe.backends.onnxruntime.rules import RULES
-from phipipe.backends.onnxruntime.sizes import quantized_bytes
+from phipipe.backends.onnxruntime.schemes import widths_of
+from phipipe.backends.onnxruntime.sizes import quantized_bytes, weight_bits
 from phipipe.backends.rules import Fixup
-from phipipe.backends.widths import Stored, Width
-from phipipe.models import linears, rotary
+from phipipe.models import rotary
 from phipipe.steps import Json, Params, Step
 from phipipe.vision import kinds as vision
 
@@ -138,9 +138,9 @@ def _quantize_step(job: Job[Options], bits: int, needs: Mapping[str, str]) -> St
     level = options.accuracy_level
     if level is None:
         level = 4 if job.api in INT8_ACTIVATIONS else 0
-    mapped = _mapped(job)
-    size = quantized_bytes(bits, options, checkpoint, 4 if job.api == "cpu" else 2, mapped)
-    chosen = options.model_dump(mode="json", exclude={"rotate", "map"})
+    mapped = widths_of(job)
+    size = quantized_bytes(bits, options, checkpoint, _float_bytes(job), mapped)
+    chosen = options.model_dump(mode="json", exclude={"rotate", "map", "mixed"})
     if mapped:
         chosen["widths"] = widths.to_params(mapped)
     return Step(
@@ -156,18 +156,8 @@ def _quantize_step(job: Job[Options], bits: int, needs: Mapping[str, str]) -> St
     )
 
 
-def _mapped(job: Job[Options]) -> dict[str, Stored]:
-    """The widths that the map gives, groups filled in; a tied head is named, too: after a rotation
-    it is a matrix of its own."""
-    size = job.options.block_size
-    found: dict[str, Stored] = {
-        name: Width(bits=one.bits, group_size=one.group_size or size)
-        for name, one in job.widths.items()
-        if isinstance(one, Width)
-    }
-    if job.checkpoint.tied and linears.EMBEDDING in found:
-        found[linears.HEAD] = found[linears.EMBEDDING]
-    return found
+def _float_bytes(job: Job[Options]) -> int:
+    return 4 if job.api == "cpu" else 2
 
 
 def _gptq(options: Options, bits: int) -> dict[str, Json]:
@@ -272,6 +262,9 @@ FACE = Backend(
     "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",
     advice=ADVICE,
     stores=STORES,
+    weight_bits=lambda job, name, stored, columns: weight_bits(
+        stored, job.options, _float_bytes(job)
+    ),
     codec=codec,
     rank=1,
     colour=0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,7 @@ from phipipe.algorithms import olive_packed
 from phipipe.algorithms.lattice import Lattice
 from phipipe.backends import widths
 from phipipe.backends.onnxruntime import exact, graph, rounding
-from phipipe.backends.onnxruntime.layout import CONFIG, DATA, LM_HEAD, LOOKUP, MODEL
+from phipipe.backends.onnxruntime.layout import DATA, LM_HEAD, LOOKUP, MODEL
 from phipipe.backends.onnxruntime.options import Options
 from phipipe.backends.onnxruntime.schemes import (
     Linear,
@@ -35,7 +34,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
 
     With "gptq" the integers and scales are those of ``inputs["rounded"]``, a checkpoint in Olive's
     layout; where ``inputs["weights"]`` is there, those of that lattice. ``params["widths"]``
-    (none) is the precision map. The graph is verified from disk before the step counts as done.
+    (none) are what ``schemes.widths_of`` says. The graph is verified from disk before the step
+    counts as done.
 
     Raises:
         RecipeError: a pattern of ``exclude`` matches no node.
@@ -47,8 +47,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     mapped = widths.from_params(params.get("widths", {}))
     model = graph.load(source)
     wanted = graph.linears(model)
-    decoder = json.loads((source / CONFIG).read_text("utf-8"))["model"]["decoder"]
-    schemes = schemes_of(wanted, options, params["bits"], decoder["num_hidden_layers"], mapped)
+    schemes = schemes_of(wanted, options, params["bits"], mapped)
     rounded: exact.Rounded = {}
     if options.algorithm == "gptq":
         schemes, rounded = _learned(inputs["rounded"], wanted, schemes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from phipipe.backends import widths
+from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime.layout import LM_HEAD
 from phipipe.backends.onnxruntime.options import Options
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
@@ -49,11 +50,10 @@ def schemes_of(
     wanted: Sequence[Linear],
     options: Options,
     bits: int,
-    layers: int,
     mapped: Mapping[str, Stored] = MappingProxyType({}),
 ) -> dict[str, Scheme]:
-    """Node name → how its weight is stored; nodes that stay floats are absent. ``mapped`` holds
-    what the precision map says of matrices, by their names in ``models.linears``.
+    """Node name → how its weight is stored; nodes that stay floats are absent. ``mapped`` is what
+    ``widths_of`` says.
 
     Raises:
         RecipeError: a pattern of ``exclude`` matches no node.
@@ -61,13 +61,8 @@ def schemes_of(
     """
     names = [linear.name for linear in wanted]
     excluded = {name for pattern in options.exclude for name in _matches(pattern, names)}
-    raised = raised_nodes(options.mixed, layers) if bits == 4 else set()
     usual = usual_scheme(options, bits)
-    schemes = {
-        name: replace(usual, bits=8 if name in raised else bits)
-        for name in names
-        if name not in excluded
-    }
+    schemes = {name: usual for name in names if name not in excluded}
     told = _told(names, mapped)
     schemes |= {name: mapped_scheme(usual, stored) for name, stored in told.items()}
     floats = [name for name, stored in told.items() if stored.bits == FLOAT_BITS]
@@ -112,9 +107,38 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     return matches
 
 
-def raised_nodes(mixed: str, layers: int) -> set[str]:
+def widths_of(job: Job[Options]) -> dict[str, Stored]:
+    """Matrix → its width, groups filled in, of those that the map names, and of those that the
+    preset ``mixed`` keeps at 8 bits where the map says nothing.
+
+    A tied head is named, too: after a rotation it is a matrix of its own.
+    """
+    size = job.options.block_size
+    found: dict[str, Stored] = {
+        name: Width(bits=one.bits, group_size=one.group_size or size)
+        for name, one in job.widths.items()
+        if isinstance(one, Width)
+    }
+    if job.checkpoint.tied and linears.EMBEDDING in found:
+        found[linears.HEAD] = found[linears.EMBEDDING]
+    raised = _raised(job) if job.recipe.precision == "int4" else ()
+    wide = {name: Width(bits=8, group_size=size) for name in raised if not widths.of(name, found)}
+    return found | wide
+
+
+def _raised(job: Job[Options]) -> list[str]:
+    """Matrices that ``mixed`` keeps at 8 bits, without those that ``exclude`` names."""
+    values = "v_proj" if job.api == "directml" else "qkv_proj"  # whose graphs have it apart
+    nodes = sorted(raised_nodes(job.options.mixed, job.checkpoint.layers, values))
+    if job.checkpoint.model_type == "phi":  # its down projection is `fc2`: the builder passes it by
+        nodes = [node for node in nodes if "/mlp/" not in node]
+    excluded = {node for pattern in job.options.exclude for node in fnmatch.filter(nodes, pattern)}
+    return [name for node in nodes if node not in excluded and (name := matrix_of(node))]
+
+
+def raised_nodes(mixed: str, layers: int, values: str = "qkv_proj") -> set[str]:
     """Nodes that ``mixed`` keeps at 8 bits: llama.cpp's choice for its mixed types, which the
-    builder shares."""
+    builder shares. ``values``: the matrix of attention's values."""
     if mixed == "none":
         return set()
     names = {LM_HEAD}
@@ -129,7 +153,7 @@ def raised_nodes(mixed: str, layers: int) -> set[str]:
         eighth = layers / 8
         between = range(round(eighth) + 2, layers, 3)
         chosen = [i for i in range(layers) if i < eighth or i >= 7 * eighth or i in between]
-        projections = ("attn/qkv_proj", "attn/v_proj", "mlp/down_proj")
+        projections = (f"attn/{values}", "mlp/down_proj")
         names |= {
             f"/model/layers.{i}/{projection}/MatMul" for i in chosen for projection in projections
         }

@@ -23,7 +23,7 @@ from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
-from phipipe.backends.openvino.sizes import STORES, stored_bytes, widths_of
+from phipipe.backends.openvino.sizes import STORES, stored_bytes, weight_bits, widths_of
 from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
 from phipipe.sandbox.tokenizer import open_in_child
@@ -248,6 +248,7 @@ FACE = Backend(
     rules=RULES,
     is_uniform=lambda o: o.ratio == 1 and not widens_layers(o.map),
     stores=STORES,
+    weight_bits=weight_bits,
     codec=codec,
     wider="set `quantize.ratio: 0.8`, or `precision: int8`",
     apart={"ratio": 0.8},

@@ -21,7 +21,7 @@ from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.torch.advice import ADVICE
 from phipipe.backends.torch.options import BITS, ITERATIONS, STORES, Options
 from phipipe.backends.torch.rules import RULES
-from phipipe.backends.torch.sizes import packed_bytes
+from phipipe.backends.torch.sizes import packed_bytes, weight_bits
 from phipipe.backends.widths import Stored, Width
 from phipipe.models import rotary
 from phipipe.models.tokenizer import of_folder
@@ -172,6 +172,9 @@ FACE = Backend(
     ),
     is_uniform=lambda options: not widths.widens_layers(options.map),
     stores=STORES,
+    weight_bits=lambda job, name, stored, columns: weight_bits(
+        name, stored, columns, job.options, job.checkpoint, job.learns
+    ),
     codec=codec,
     open=open,
     knob=knob,

@@ -28,9 +28,10 @@ from phipipe.backends.mlx import session
 from phipipe.backends.mlx.convert import convert, stored
 from phipipe.backends.mlx.options import BITS, GROUPS
 from phipipe.backends.mlx.quantize import check, quantize
+from phipipe.backends.mlx.sizes import MIXED
 from phipipe.evaluate.sanity import PARITY_TEXT
 from phipipe.hub.take import BUILTIN_MODELS
-from phipipe.models import checkpoints
+from phipipe.models import checkpoints, linears
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 PLAIN = SimpleNamespace(learn=None)
@@ -44,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mxfp4": ("int4", {"mode": "mxfp4"}),
     "nvfp4": ("int4", {"mode": "nvfp4"}),
     "mxfp8": ("int8", {"mode": "mxfp8"}),
-    "mixed": ("int4", {"mixed": "mixed_3_6"}),
+    **{name: ("int4", {"mixed": name}) for name in MIXED},
 }
 
 
@@ -143,7 +144,7 @@ def direct(root: Path) -> dict[str, Any]:
     """A large model is quantized straight from the checkpoint: the same files, with one step
     less."""
     large, facts = replace(checkpoints.read(TINY), parameters=2 * 10**9), {}
-    for name in ("int4", "int8", "mxfp4", "mixed"):
+    for name in ("int4", "int8", "mxfp4", "mixed_3_6"):
         precision, options = CASES[name]
         recipe: Any = SimpleNamespace(precision=precision, weights=PLAIN)
         (step,) = backend.steps(Job(recipe, backend.Options.model_validate(options), large, {}))
@@ -153,6 +154,31 @@ def direct(root: Path) -> dict[str, Any]:
         facts[name] = {p.name: p.read_bytes() for p in out.iterdir()} == {
             p.name: p.read_bytes() for p in two.iterdir()
         }
+    return facts
+
+
+def chosen(root: Path) -> dict[str, list[int]]:
+    """Depths of models for which a preset gives a matrix another width than mlx-lm's own choice."""
+    recipe: Any = SimpleNamespace(precision="int4", weights=PLAIN)
+    build_choice = importlib.import_module("mlx_lm.convert").mixed_quant_predicate_builder
+    known = checkpoints.read(TINY)
+    facts: dict[str, list[int]] = {preset: [] for preset in MIXED}
+    for preset, differ in facts.items():
+        for layers in range(1, 65):
+            shape = replace(known, layers=layers)
+            (*_, step) = backend.steps(Job(recipe, backend.Options(mixed=preset), shape))
+            paths = {
+                name: name if name == "lm_head" else f"model.{name}"
+                for name in linears.shapes(shape)
+            }
+            modules = [(path, None) for path in paths.values()]
+            model = SimpleNamespace(named_modules=lambda m=modules: m, layers=range(layers))
+            choice = build_choice(preset, model, 64)
+            theirs = {name: choice(path, None) for name, path in paths.items()}
+            if step.params["widths"] != {
+                name: [one["bits"], one["group_size"]] for name, one in theirs.items()
+            }:
+                differ.append(layers)
     return facts
 
 
@@ -259,14 +285,9 @@ def tokenizer(root: Path) -> dict[str, Any]:
 
 def sizes(root: Path) -> dict[str, Any]:
     """The size that is planned, and that of the files."""
-    mixed = {
-        f"mixed_{name}": ("int4", {"mixed": f"mixed_{name}"}) for name in ("2_6", "3_4", "4_6")
-    }
     facts = {}
-    for name, (precision, options) in {**CASES, **mixed}.items():
+    for name, (precision, options) in CASES.items():
         out = root / name / "quantize"
-        if not out.is_dir():
-            build(root, name, precision, root / "source", **options)
         built = sum(path.stat().st_size for path in out.glob("*.safetensors"))
         facts[name] = [steps(precision, **options)[-1].output_bytes, built]
     return facts
@@ -274,7 +295,8 @@ def sizes(root: Path) -> dict[str, Any]:
 
 def main(root: Path) -> None:
     checks = (
-        equality, direct, fidelity, variants, products, failures, reproducible, tokenizer, sizes,
+        equality, direct, chosen, fidelity, variants, products, failures, reproducible, tokenizer,
+        sizes,
     )  # fmt: skip
     answer(root / "facts.json", {check.__name__: partial(check, root) for check in checks})
 

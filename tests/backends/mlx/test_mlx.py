@@ -15,6 +15,7 @@ from testing.shapes import phi3
 
 from phipipe.backends import mlx, rules
 from phipipe.backends.base import Job
+from phipipe.backends.mlx.sizes import MIXED
 from phipipe.hub import take
 from phipipe.models.checkpoint import Checkpoint
 
@@ -157,7 +158,7 @@ CASES = [
     "mxfp4",
     "nvfp4",
     "mxfp8",
-    "mixed",
+    *MIXED,
 ]
 
 
@@ -166,22 +167,27 @@ def test_tensors_and_settings_equal_mlx_lms_own(facts: dict[str, Any], case: str
     assert section(facts, "equality")[case] == [True, True]
 
 
+@pytest.mark.parametrize("preset", MIXED)
+def test_presets_are_mlx_lms_choice_at_every_depth(facts: dict[str, Any], preset: str) -> None:
+    assert section(facts, "chosen")[preset] == []
+
+
 def test_scoring_with_numpys_products_gives_the_same(facts: dict[str, Any]) -> None:
     found = section(facts, "products")
-    assert len(found) == 12
+    assert len(found) == len(CASES) + 2
     assert max(found.values()) < 1e-4
 
 
 def test_the_planned_size_is_that_of_the_files_of_mixed_schemes_too(facts: dict[str, Any]) -> None:
     found = section(facts, "sizes")
-    assert {"mixed", "mixed_4_6", "int4"} <= set(found)
+    assert {*MIXED, "int4"} <= set(found)
     for name, (planned, built) in found.items():
         assert planned == pytest.approx(built, rel=0.03), name
     assert found["mixed_4_6"][0] > 1.05 * found["int4"][0]
 
 
 def test_a_large_model_needs_no_copy_in_16_bits(facts: dict[str, Any]) -> None:
-    assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed"), True)
+    assert section(facts, "direct") == dict.fromkeys(("int4", "int8", "mxfp4", "mixed_3_6"), True)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from testing.plans import planned
 
 from phipipe.backends import mlx
 from phipipe.backends.base import Job
+from phipipe.backends.mlx.sizes import MIXED
 from phipipe.errors import TargetError
 from phipipe.hub import take
 from phipipe.planning.plan import Plan
@@ -110,7 +111,7 @@ def test_the_scheme_tells_of_map_and_learning() -> None:
     assert words("gptq", map=head) == "4-bit affine, groups of 32, gptq learned, map"
 
 
-@pytest.mark.parametrize("preset", ["int4", "6-bit", "int8"])
+@pytest.mark.parametrize("preset", ["int4", "6-bit", "int8", *MIXED])
 def test_a_preset_and_the_map_that_spells_it_give_the_same_files(
     facts: dict[str, Any], preset: str
 ) -> None:

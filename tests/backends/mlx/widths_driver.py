@@ -26,7 +26,7 @@ from phipipe.algorithms.lattice import Lattice, Matrix
 from phipipe.backends import mlx as backend
 from phipipe.backends import widths
 from phipipe.backends.base import Job
-from phipipe.backends.mlx import codes
+from phipipe.backends.mlx import codes, sizes
 from phipipe.backends.mlx.convert import convert, stored
 from phipipe.backends.mlx.quantize import check_named, quantize
 from phipipe.backends.widths import Width
@@ -83,11 +83,21 @@ def spelled(root: Path) -> dict[str, bool]:
         "6-bit": ({"bits": 6}, {"bits": 6, "map": {"layers.*": {"bits": 6, "group_size": 64}}}),
         "int8": ({"precision": "int8"}, {"precision": "int8", "map": {"*": {"bits": 8}}}),
     }
-    return {
+    facts = {
         name: files(build(root, name, job(known, **plain)))
         == files(build(root, f"{name}-map", job(known, **mapped)))
         for name, (plain, mapped) in cases.items()
     }
+    for name, (low, high) in sizes.MIXED.items():  # whose config.json names every matrix
+        wide = {f"layers.{i}.*.{m}": high for i in (2, 4) for m in ("qkv_proj", "down_proj")}
+        first = build(root, name, job(known, mixed=name))
+        second = build(root, f"{name}-map", job(known, map={**wide, "lm_head": high, "*": low}))
+        facts[name] = weights(first) == weights(second)
+    return facts
+
+
+def weights(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
 
 def held(folder: Path) -> dict[str, list[int]]:

@@ -187,12 +187,9 @@ def quantize(
     model: Path, out: Path, precision: str = "int4", source: Path | None = None, **options: Any
 ) -> Path:
     out.mkdir(parents=True)
-    chosen = backend.Options.model_validate({"accuracy_level": 4} | options).model_dump(mode="json")
-    quantization.quantize(
-        {"model": model} | ({"source": source} if source else {}),
-        out,
-        {"bits": backend.BITS[precision], **chosen},
-    )
+    inputs = {"model": model} | ({"source": source} if source else {})
+    params = onnx_facts.asked(model, precision, **{"accuracy_level": 4, **options})
+    quantization.quantize(inputs, out, params)
     return out
 
 
@@ -249,7 +246,7 @@ def tampered(good: Path, out: Path, change: Callable[[Any], None]) -> list[str]:
     change(model)
     graph.save(model, out)
     (out / layout.DATA).write_bytes((good / layout.DATA).read_bytes())
-    asked = schemes.schemes_of(wanted, backend.Options(accuracy_level=4), 4, 3)
+    asked = schemes.schemes_of(wanted, backend.Options(accuracy_level=4), 4)
     return message(lambda: verify(out, wanted, asked, None))
 
 

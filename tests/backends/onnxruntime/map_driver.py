@@ -33,10 +33,16 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {f"layers.{i}.{m}": 8 for i in (0, 3) for m in ("mlp.down_proj", "self_attn.qkv_proj")}
         | {"lm_head": 8},
     ),
+    "down": ({"mixed": "down"}, {f"layers.{i}.mlp.down_proj": 8 for i in (0, 2)} | {"lm_head": 8}),
     "exclude": ({"exclude": ["*/layers.1/mlp/down_proj/*"]}, {"layers.1.mlp.down_proj": 16}),
     "k_quant": (
         {"mixed": "head", "algorithm": "k_quant", "block_size": 16},
         {"lm_head": 8},
+    ),
+    "excluded": (
+        {"mixed": "layers", "exclude": ["*/layers.0/mlp/down_proj/*"]},
+        {f"layers.{i}.self_attn.qkv_proj": 8 for i in (0, 3)}
+        | {"layers.0.mlp.down_proj": 16, "layers.3.mlp.down_proj": 8, "lm_head": 8},
     ),
     "embeddings": ({"embeddings": "quantized"}, {"embed_tokens": 4}),
 }
@@ -57,11 +63,11 @@ def quantize(
     **options: Any,
 ) -> Path:
     out.mkdir(parents=True)
-    chosen = backend.Options.model_validate({"accuracy_level": 1} | options)
-    params = {"bits": 4, **chosen.model_dump(mode="json", exclude={"map"})}
+    params = onnx_facts.asked(model, "int4", **{"accuracy_level": 1, **options})
+    params["widths"] |= widths or {}
     inputs = {"model": model, **({"weights": weights} if weights else {})}
     inputs |= {"source": source} if source else {}
-    quantization.quantize(inputs, out, params | ({"widths": widths} if widths else {}))
+    quantization.quantize(inputs, out, params)
     return out
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from testing.drive import facts_of, section
+from testing.shapes import phi3
 
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
-from phipipe.backends.onnxruntime.schemes import Linear, schemes_of
+from phipipe.backends.onnxruntime.schemes import Linear, raised_nodes, schemes_of
 from phipipe.recipe.device import Unit
 from phipipe.recipe.learned import Weights
 
@@ -73,14 +74,7 @@ def test_options_describe_themselves() -> None:
 
 def planned(precision: str) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime", weights=Weights())
-    checkpoint: Any = SimpleNamespace(
-        parameters=200_000,
-        vocab_size=512,
-        hidden_size=128,
-        tied=False,
-        large=False,
-        scaling="default",
-    )
+    checkpoint = phi3(parameters=200_000, vocab_size=512, hidden_size=128)
     return onnxruntime.steps(
         Job(recipe, onnxruntime.Options(), checkpoint, {"layer_types": ["sliding_attention"]})
     )
@@ -98,14 +92,7 @@ def test_fp32_is_not_quantized() -> None:
 
 def on(api: str, precision: str, **options: Any) -> list[Any]:
     recipe: Any = SimpleNamespace(precision=precision, backend="onnxruntime", weights=Weights())
-    checkpoint: Any = SimpleNamespace(
-        parameters=200_000,
-        vocab_size=512,
-        hidden_size=128,
-        tied=False,
-        large=False,
-        scaling="default",
-    )
+    checkpoint = phi3(parameters=200_000, vocab_size=512, hidden_size=128)
     unit = Unit(api=api, precisions=(precision,))
     return onnxruntime.steps(Job(recipe, onnxruntime.Options(**options), checkpoint, {}, unit))
 
@@ -130,14 +117,7 @@ def test_accuracy_level_follows_the_device() -> None:
 
 def test_a_large_models_weights_are_not_written_before_they_are_rounded() -> None:
     recipe: Any = SimpleNamespace(precision="int4", backend="onnxruntime", weights=Weights())
-    checkpoint: Any = SimpleNamespace(
-        parameters=2 * 10**9,
-        vocab_size=512,
-        hidden_size=128,
-        tied=False,
-        large=True,
-        scaling="default",
-    )
+    checkpoint = phi3(parameters=2 * 10**9, vocab_size=512, hidden_size=128)
     convert, quantize = onnxruntime.steps(Job(recipe, onnxruntime.Options(), checkpoint, {}))
     assert (convert.params["linked"], convert.unquantized, quantize.needs["source"]) == (
         True,
@@ -222,20 +202,18 @@ def test_parameters_of_steps_are_json() -> None:
 
 def test_mixed_head_raises_the_lm_head_only() -> None:
     names = ["/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul"]
-    schemes = schemes_of(linears(*names), onnxruntime.Options(mixed="head"), 4, 32)
-    assert [schemes[name].bits for name in names] == [4, 8]
+    assert [name in raised_nodes("head", 32) for name in names] == [False, True]
 
 
 def test_mixed_layers_raises_llama_cpps_choice() -> None:
     names = [f"/model/layers.{i}/mlp/down_proj/MatMul" for i in range(32)]
-    schemes = schemes_of(linears(*names), onnxruntime.Options(mixed="layers"), 4, 32)
-    raised = [i for i, name in enumerate(names) if schemes[name].bits == 8]
+    raised = [i for i, name in enumerate(names) if name in raised_nodes("layers", 32)]
     assert raised == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
 
 
 def test_excluded_nodes_have_no_scheme() -> None:
     wanted = linears("/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul")
-    schemes = schemes_of(wanted, onnxruntime.Options(exclude=("*/down_proj/*",)), 4, 1)
+    schemes = schemes_of(wanted, onnxruntime.Options(exclude=("*/down_proj/*",)), 4)
     assert set(schemes) == {"/lm_head/MatMul"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from testing.plans import planned
 from testing.shapes import phi3
 
 from phipipe.backends import widths
-from phipipe.backends.onnxruntime import Options, sizes
-from phipipe.backends.onnxruntime.schemes import Linear, matrix_of, raised_nodes, schemes_of
+from phipipe.backends.base import Job
+from phipipe.backends.onnxruntime import Options, schemes
+from phipipe.backends.onnxruntime.schemes import Linear, matrix_of
 from phipipe.backends.widths import Width
 from phipipe.errors import StepFailed, TargetError
-from phipipe.models import linears
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning.plan import Plan
 
 DRIVER = Path(__file__).parent / "map_driver.py"
@@ -76,22 +78,35 @@ def test_learned_weights_come_before_they_are_stored() -> None:
     assert quantize.params["widths"]["layers.0.mlp.down_proj"] == {"bits": 4, "group_size": 32}
 
 
-@pytest.mark.parametrize(
-    "chosen", [{"mixed": "layers"}, {"mixed": "down"}, {"block_size": 64}, {"mixed": "none"}]
-)
-def test_a_preset_and_the_map_that_says_the_same_are_estimated_alike(
-    chosen: dict[str, Any],
-) -> None:
-    shape, options = phi3(), Options.model_validate(chosen)
-    plain = Options(block_size=options.block_size)
-    raised = {matrix_of(node): Width(bits=8) for node in raised_nodes(options.mixed, shape.layers)}
-    mapped = {
-        name: Width(bits=8, group_size=options.block_size)
-        for name in linears.shapes(shape)
-        if name in raised
-    }
-    told = sizes.quantized_bytes(4, plain, shape, 4, mapped)
-    assert told == pytest.approx(sizes.quantized_bytes(4, options, shape, 4, {}), rel=1e-6)
+def test_a_preset_is_planned_as_the_map_that_says_the_same() -> None:
+    told = "layers.0.mlp.down_proj: {bits: 8}, layers.2.mlp.down_proj: {bits: 8}"
+    by_hand = plan(f"{told}, lm_head: {{bits: 8}}")
+    preset = planned("backend=onnxruntime", "quantize={mixed: down}")
+    assert step(preset, "quantize") == step(by_hand, "quantize")
+
+
+def widths_of(mixed: str, shape: Checkpoint, api: str = "cpu", **more: Any) -> dict[str, Any]:
+    unit: Any = SimpleNamespace(api=api)
+    job = Job(SimpleNamespace(precision="int4"), Options(mixed=mixed, **more), shape, {}, unit)  # type: ignore[arg-type]
+    return {name: str(width) for name, width in schemes.widths_of(job).items()}
+
+
+def test_presets_name_the_matrices_that_the_graph_has() -> None:
+    shape, wide = phi3(layers=1), "8 bits in groups of 32"
+    joined = {"lm_head", "layers.0.mlp.down_proj", "layers.0.self_attn.qkv_proj"}
+    assert widths_of("layers", shape) == dict.fromkeys(joined, wide)
+    assert "layers.0.self_attn.v_proj" in widths_of("layers", shape, "directml")
+    assert "layers.0.mlp.down_proj" not in widths_of("layers", phi3(layers=1, model_type="phi"))
+    assert "lm_head" not in widths_of("down", shape, exclude=["/lm_head/*"])
+
+
+def test_the_map_wins_over_the_preset_pattern_by_pattern() -> None:
+    found = plan("'*.down_proj': {bits: 4}, lm_head: {bits: 16}", "quantize.mixed=layers")
+    told = step(found, "quantize").params["widths"]
+    bits = {name: one["bits"] for name, one in told.items()}
+    assert (bits["lm_head"], bits["layers.0.mlp.down_proj"]) == (16, 4)
+    assert bits["layers.0.self_attn.qkv_proj"] == 8
+    assert "layers.1.self_attn.qkv_proj" not in bits
 
 
 @given(
@@ -129,13 +144,13 @@ def test_nodes_have_the_names_of_their_matrices(node: str, name: str) -> None:
 def test_a_map_wins_over_all_other_options() -> None:
     names = ("/model/layers.0/mlp/down_proj/MatMul", "/lm_head/MatMul")
     wanted = [Linear(name=name, weight=name, k=128, n=256) for name in names]
-    options = Options(mixed="head", exclude=["*down_proj*"])
+    options = Options(exclude=["*down_proj*"])
     told = {"lm_head": Width(bits=16), "layers.0.mlp.down_proj": Width(bits=8, group_size=64)}
-    found = schemes_of(wanted, options, 4, 1, told)
+    found = schemes.schemes_of(wanted, options, 4, told)
     assert {name: (one.bits, one.block_size) for name, one in found.items()} == {names[0]: (8, 64)}
 
 
-PRESETS = ["none", "head", "layers", "exclude", "k_quant", "embeddings"]
+PRESETS = ["none", "head", "down", "layers", "exclude", "excluded", "k_quant", "embeddings"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
