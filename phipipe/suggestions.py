@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MAX_GUESSES = 4  # names that one "did you mean" has
+MAX_GUESSES = 5  # names that one "did you mean" has
 MAX_SHOWN = 60  # characters of a user's value that a message repeats
 
 

@@ -330,7 +330,7 @@ def test_a_metric_and_a_device_are_guessed_by_how_they_begin(run: Run) -> None:
     )
     code, _, err = run(*words)
     assert code == 2
-    assert "did you mean `kld_mean`, `kld_median`, `kld_p99` or `kld_max`?" in err
+    assert "did you mean `kld_mean`, `kld_run`, `kld_median`, `kld_p99` or `kld_max`?" in err
     assert "did you mean `cpu-arm64` or `cpu-x86_64`?" in run(*words[:4])[2]
 
 
