@@ -13,6 +13,7 @@ from phipipe.execution import outlook
 from phipipe.execution.outlook import Cost, Outlook
 from phipipe.execution.results import Forecast
 from phipipe.output import documents
+from phipipe.output import planned as output
 from phipipe.output.batch import Foreseen, ForeseenBuild, batch_error_of
 from phipipe.steps import Step
 from phipipe.words import counted
@@ -130,11 +131,11 @@ def time_words(cost: Cost) -> str:
 
 def plan_json(
     one: Outlook, refusal: PhipipeError | None, workers: Workers | None = None
-) -> documents.Planned:
+) -> output.Planned:
     """A plan for machines; ``refusal``: why `run` would refuse."""
     planned = one.plan
     recipe, fit = planned.build.recipe, planned.fit
-    return documents.Planned(
+    return output.Planned(
         name=planned.build.name,
         device=planned.device.name,
         unit=planned.api,
@@ -143,12 +144,12 @@ def plan_json(
         source=source_words(planned),
         on_target=planned.on_target,
         memory_bytes=planned.memory_bytes,
-        fit=None if fit is None else documents.Fit(**fit.as_json()),
-        matrices=[documents.Matrices(**asdict(group)) for group in planned.matrices],
+        fit=None if fit is None else output.Fit(**fit.as_json()),
+        matrices=[output.Matrices(**asdict(group)) for group in planned.matrices],
         matrices_bytes=_matrices_bytes(planned),
         warnings=advice_json(planned),
         fixups={
-            name: documents.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
+            name: output.Fixup(rule=fix["rule"], reason=fix["reason"], patch=fix["patch"])
             for name, fix in planned.fixups.items()
         },
         steps=[_step(item, one, workers) for item in one.forecast],
@@ -157,10 +158,10 @@ def plan_json(
     )
 
 
-def _step(item: Forecast, one: Outlook, workers: Workers | None) -> documents.PlannedStep:
+def _step(item: Forecast, one: Outlook, workers: Workers | None) -> output.PlannedStep:
     step, estimate = item.step, one.estimates.get(item.step.name)
     asked = workers is not None and not item.cached
-    return documents.PlannedStep(
+    return output.PlannedStep(
         name=step.name,
         runs=step.runs,
         toolchain=step.toolchain,

@@ -18,7 +18,7 @@ from phipipe import backends
 from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
-from phipipe.output import batch, diff, documents, lists, recipes, tuned
+from phipipe.output import batch, diff, documents, lists, planned, recipes, tuned
 from phipipe.recipe import schema
 from phipipe.steps import Json
 from phipipe.suggestions import near
@@ -40,7 +40,7 @@ class Board:
 # Command → its document; each may print ``output.Failure`` instead.
 DOCUMENTS: Mapping[str, Json] = {
     "run": list[documents.Built],
-    "plan": list[documents.Planned],
+    "plan": list[planned.Planned],
     "tune": list[tuned.Tuned],
     "diff": diff.Difference,
     "validate": list[documents.Validated],
