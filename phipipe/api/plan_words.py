@@ -78,7 +78,7 @@ def matrix_rows(planned: Plan) -> list[dict[str, str]]:
             "matrices": one.name,
             "count": str(one.count),
             "stored as": one.width,
-            "size": words.size(one.size_bytes),
+            "size": words.human(one.size_bytes),
         }
         for one in planned.matrices
     ]
@@ -87,7 +87,7 @@ def matrix_rows(planned: Plan) -> list[dict[str, str]]:
 def matrices_words(planned: Plan) -> str:
     """What they take together, and the whole artifact."""
     assert planned.fit is not None  # matrices are of an artifact
-    named, whole = words.size(_matrices_bytes(planned)), words.size(planned.fit.weight_bytes)
+    named, whole = words.human(_matrices_bytes(planned)), words.human(planned.fit.weight_bytes)
     return f"these take {named} of the artifact's {whole}"
 
 

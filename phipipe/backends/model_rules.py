@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phipipe import backends
-from phipipe.backends import fixups, learned_rules, tokenizer_rules
+from phipipe.backends import fixups, learned_rules, tokenizer_rules, widths
 from phipipe.backends.rules import Rule
 from phipipe.models import family, layouts, rotary
 from phipipe.steps import Json
@@ -29,7 +29,12 @@ def _is_phi4_mini(checkpoint: Checkpoint) -> bool:
 
 
 def _is_uniform(recipe: Recipe, options: Options) -> bool:
-    return recipe.precision == "int4" and backends.load(recipe.backend).is_uniform(options)
+    """Whether all layers have the same few bits: learned ones do unless the map widens some."""
+    if recipe.precision != "int4":
+        return False
+    if recipe.weights.learn is not None:
+        return not widths.widens_layers(getattr(options, "map", {}))
+    return backends.load(recipe.backend).is_uniform(options)
 
 
 def _is_phi3_vision(config: Mapping[str, Json]) -> bool:

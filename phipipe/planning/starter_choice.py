@@ -109,8 +109,10 @@ def _told(
 
 
 def _words(keys: Mapping[str, Json]) -> str:
-    options = [f"{key} {value}" for key, value in dict(keys.get("quantize", {})).items()]
-    return ", ".join([f"{keys['precision']} with {keys['backend']}", *options])
+    given = dict(keys.get("quantize", {}))
+    options = [f"{key} {value}" for key, value in given.items() if key != "map"]
+    learned = ["learned weights"] if keys.get("weights") else []
+    return ", ".join([f"{keys['precision']} with {keys['backend']}", *learned, *options])
 
 
 def fitting(
@@ -164,7 +166,9 @@ def _apart(choice: Choice) -> Iterator[Choice]:
     apart = backends.load(choice.keys["backend"]).apart
     if apart and choice.keys["precision"] == "int4":
         options = {**choice.keys.get("quantize", {}), **apart}
-        yield Choice(keys={**choice.keys, "quantize": options})
+        options.pop("map", None)
+        keys = {key: value for key, value in choice.keys.items() if key != "weights"}
+        yield Choice(keys={**keys, "quantize": options})
 
 
 def _divided(choice: Choice, model: Checkpoint | None) -> Iterator[Choice]:

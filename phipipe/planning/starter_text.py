@@ -52,7 +52,7 @@ def compose(
     # The layout of phipipe's own repository, and of those like it.
     shipped = path.parent / "../schemas" / SCHEMA
     schema = f"../schemas/{SCHEMA}" if shipped.is_file() else SCHEMA
-    kept = [key for key in ("unit", "context", "quantize") if key in chosen]
+    kept = [key for key in ("unit", "context", "weights", "quantize") if key in chosen]
     lines = [*_comment(choice.about), *(f"{key}: {flow(chosen[key])}" for key in kept)]
     if "quantize" not in chosen:
         lines.append(

@@ -388,6 +388,7 @@ def test_a_starter_degenerates_or_is_impossible_only_where_all_else_is_so_too(
             for precision in backends.able(backend, target, unit):
                 tried = {**told, "unit": unit.api, "backend": backend, "precision": precision}
                 tried["quantize"] = dict(face.apart) if options else {}
+                tried.pop("weights", None)  # those of one recipe alone
                 (tmp_path / "t.yaml").write_text(json.dumps(tried), "utf-8")
                 with contextlib.suppress(PhipipeError):
                     (build,) = targets.checked(tmp_path / "t.yaml")
@@ -408,14 +409,14 @@ def test_a_starter_degenerates_or_is_impossible_only_where_all_else_is_so_too(
         (
             "raspberry-pi-5",
             "microsoft/Phi-3.5-mini-instruct",
-            {"type": "Q4_0", "imatrix": True},
+            {"map": {"lm_head": {"bits": 4}, "embed_tokens": {"bits": 4}}},
             "# Options of the shipped recipe phi35-pi5-int4.",
         ),
         (
             "android-phone",
             "microsoft/Phi-4-mini-reasoning",
             {"type": "Q4_K_M", "imatrix": True},
-            "# Instead of int4 with llamacpp, type Q4_0, imatrix True: Phi-4-mini degenerates",
+            "# Instead of int4 with llamacpp, learned weights: Phi-4-mini degenerates",
         ),
         (
             "rtx-12gb",
@@ -541,7 +542,7 @@ def test_a_repository_alone_becomes_a_pinned_recipe_for_the_device(
         told = yaml.safe_load(path.read_text("utf-8"))
         assert told["source"] == {"repo": "someone/My_Tiny.Model", "revision": served.commit}
         assert (told["backend"], told["precision"]) == ("llamacpp", "int4")
-        assert told["quantize"] == {"type": "Q4_0", "imatrix": True}
+        assert told["weights"] == {"learn": "gptq"}
         dataset = told["evaluate"]["text"]["dataset"]
         assert dataset["repo"].endswith("wikitext")
         assert len(dataset["revision"]) == 40

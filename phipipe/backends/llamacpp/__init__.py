@@ -239,7 +239,7 @@ FACE = Backend(
     fixups=IMPLIED,
     is_uniform=lambda o: not o.map and (o.pure or (o.type not in _WIDER and not o.tensors)),
     wider="set `quantize.type: Q4_K_M`",
-    apart={"type": "Q4_K_M"},
+    apart={"type": "Q4_K_M", "imatrix": True},
     values={"type": {name: one.words() for name, one in TYPES.items()}},
     finer=(
         Finer(options={"imatrix": True}, told="importance matrix"),

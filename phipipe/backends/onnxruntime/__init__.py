@@ -250,7 +250,7 @@ FACE = Backend(
     scheme=scheme,
     rules=RULES,
     fixups=FIXUPS,
-    is_uniform=lambda o: o.mixed == "none" and not o.map,
+    is_uniform=lambda o: o.mixed == "none" and not widths.widens_layers(o.map),
     wider="set `quantize.mixed: layers`",
     apart={"mixed": "layers"},
     finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
