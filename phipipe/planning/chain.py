@@ -13,7 +13,7 @@ from phipipe.backends import fixups
 from phipipe.backends.base import Job
 from phipipe.hub import prompts, take
 from phipipe.hub.take import Original
-from phipipe.models import first_layers
+from phipipe.models import first_layers, linears
 from phipipe.planning import (
     calibration,
     generation_steps,
@@ -134,7 +134,9 @@ def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
     patch = config_patch(fixups.needed(recipe, small))
-    built = learned.steps(replace(job, checkpoint=small, patch=patch))
+    there = linears.shapes(small)
+    widths = {name: width for name, width in job.widths.items() if name in there}
+    built = learned.steps(replace(job, checkpoint=small, patch=patch, widths=widths))
     if not any(step.unquantized for step in built):
         return []
     return scoring.slice_steps(plan.checkpoint, built, recipe, backend.toolchain)
