@@ -71,7 +71,6 @@ def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
     first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
     if first is not None:
         recipe = job.recipe.weights
-        assert recipe.learn is not None
         whole = {name: w for name, w in job.widths.items() if isinstance(w, Width)}
         sizes = {
             name: (w.bits, w.group_size or recipe.group_size)
@@ -79,7 +78,7 @@ def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
             if w.bits != FLOAT_BITS
         }
         tokens = job.recipe.calibrate.tokens
-        steps.insert(first, learned.step(recipe.learn, sizes, job.checkpoint, tokens))
+        steps.insert(first, learned.step(recipe, sizes, job.checkpoint, tokens))
     return steps
 
 
@@ -142,7 +141,22 @@ def _for_learning(
             )
             hint = "choose another `weights.group_size`"
             raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+    if build.recipe.weights.learn == "signround":
+        _check_heights(build, usual, shapes)
     return dict(usual)
+
+
+def _check_heights(
+    build: Build, found: Mapping[str, Stored], shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    """auto-round leaves matrices as they are whose rows are no multiple of 32."""
+    for name, stored in found.items():
+        if linears.layer_of(name) is not None and _is_four(stored) and shapes[name][0] % 32:
+            message = (
+                f"`{name}` has {shapes[name][0]} rows, and auto-round learns matrices of multiples "
+                "of 32 alone"
+            )
+            raise problem_at(build, LEARN, message, "set `weights.learn: gptq`")
 
 
 def _unlearnable(stored: Stored) -> str | None:
@@ -195,10 +209,10 @@ def unit_wants(job: Job[BaseModel], name: str, stored: Stored) -> str | None:
     size = None if isinstance(stored, str) else stored.group_size
     if size is not None and sizes and size not in sizes:
         return "groups of " + " or ".join(str(one) for one in sizes)
-    if all_four and linears.layer_of(name) is not None and _is_not_four(stored):
+    if all_four and linears.layer_of(name) is not None and not _is_four(stored):
         return "4 bits in every layer"
     return None
 
 
-def _is_not_four(stored: Stored) -> bool:
-    return not (isinstance(stored, Width) and stored.bits == 4)
+def _is_four(stored: Stored) -> bool:
+    return isinstance(stored, Width) and stored.bits == 4
