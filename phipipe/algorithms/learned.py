@@ -13,11 +13,15 @@ INDEX = "lattice.json"  # in the folder of learned weights
 NEEDS_TEXT = ("search", "gptq", "signround")
 
 
-def words(learn: str | None) -> str:
+def words(recipe: Weights) -> str:
     """What a build's scheme says of it."""
-    return {None: "", "round": ", rounded once for all runtimes"}.get(
-        learn, f", learned once for all runtimes ({learn})"
-    )
+    if recipe.learn is None:
+        return ""
+    if recipe.distil:
+        return f", learned once for all runtimes ({recipe.learn}, distilled)"
+    if recipe.learn == "round":
+        return ", rounded once for all runtimes"
+    return f", learned once for all runtimes ({recipe.learn})"
 
 
 def step(

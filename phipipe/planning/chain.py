@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from phipipe import backends
+from phipipe.algorithms import distilled
 from phipipe.backends import fixups
 from phipipe.backends.base import Job
 from phipipe.hub import prompts, take
@@ -59,10 +60,11 @@ def whole_chain(
         evaluated=next((step for step in built if step.twin), built[-1]),
         emulated=next((step for step in built if step.tried), built[-1]),
     )
-    learns = any("calibration" in step.needs.values() for step in built)
+    needs = {need for step in built for need in step.needs.values()}
     ground = [
         *_ground(plan, original),
-        *(calibration.calibration_steps(plan.build) if learns else ()),
+        *(calibration.calibration_steps(plan.build) if "calibration" in needs else ()),
+        *([calibration.held_out_step(recipe)] if distilled.HELD_OUT in needs else ()),
     ]
     converted, checks = _checked(plan, built, job)
     seen = vision_steps.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []

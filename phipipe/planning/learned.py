@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import learned, smooth
+from phipipe.algorithms import distilled, learned, smooth
 from phipipe.backends import widths
 from phipipe.backends.base import Job
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
@@ -61,12 +62,12 @@ def smoothed(job: Job[BaseModel]) -> Job[BaseModel]:
 
 def scheme(job: Job[BaseModel]) -> str:
     """How the weights are stored, in the backend's words, and what was learned of them."""
-    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights.learn)
+    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights)
     return f"{told}, {smooth.WORDS}" if smooth.asked(job.recipe) else told
 
 
 def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
-    """With the step that learns before the first that needs it."""
+    """With the steps that learn before the first that needs them."""
     steps = list(built)
     first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
     if first is not None:
@@ -77,8 +78,13 @@ def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
             for name, w in whole.items()
             if w.bits != FLOAT_BITS
         }
-        tokens = job.recipe.calibrate.tokens
-        steps.insert(first, learned.step(recipe, sizes, job.checkpoint, tokens))
+        calibrate, shapes = job.recipe.calibrate, linears.shapes(job.checkpoint)
+        made = [learned.step(recipe, sizes, job.checkpoint, calibrate.tokens)]
+        if recipe.distil:
+            scales = sum(prod(shapes[name]) // size for name, (_, size) in sizes.items())
+            steps = distilled.reads(steps, made[0])
+            made.append(distilled.after(made[0], scales, job.checkpoint, calibrate))
+        steps[first:first] = made
     return steps
 
 

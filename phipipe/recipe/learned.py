@@ -44,8 +44,18 @@ class Weights(Sparse):
         description=f"signround: steps of learning for each layer; {ITERATIONS} if not set.",
     )
 
+    distil: bool | None = Field(
+        None,
+        strict=True,
+        description="true: after learning, train the scales until the predictions come as near as "
+        "they can to the original's. The size stays. What follows on the calibration text's first "
+        "tokens decides whether it helps.",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Weights:
         if self.iterations is not None and self.learn != "signround":
             raise At("iterations", "`iterations` are signround's: add `learn: signround`")
+        if self.distil and self.learn is None:
+            raise At("distil", "`distil` trains learned weights: add `learn: gptq`")
         return self
