@@ -253,12 +253,13 @@ class _Training:
 
     def _read(self) -> None:
         """Take up what an earlier run has done."""
-        if self._state.is_file():
-            with np.load(self._state) as kept:
-                self._history = kept["history"].tolist()
-                for name, scales in self._student.scales.items():
-                    for part in _KEPT:
-                        setattr(scales, part, torch.from_numpy(kept[f"{name}.{part}"]))
+        if not self._state.is_file():
+            return
+        with np.load(self._state) as kept:
+            self._history = kept["history"].tolist()
+            for name, scales in self._student.scales.items():
+                for part in _KEPT:
+                    setattr(scales, part, torch.from_numpy(kept[f"{name}.{part}"]))
 
     def _write(self) -> None:
         aside = self._state.with_suffix(".new")
