@@ -60,12 +60,7 @@ def whole_chain(
         evaluated=next((step for step in built if step.twin), built[-1]),
         emulated=next((step for step in built if step.tried), built[-1]),
     )
-    needs = {need for step in built for need in step.needs.values()}
-    ground = [
-        *_ground(plan, original),
-        *(calibration.calibration_steps(plan.build) if "calibration" in needs else ()),
-        *([calibration.held_out_step(recipe)] if distilled.HELD_OUT in needs else ()),
-    ]
+    ground = [*_ground(plan, original), *_calibration(plan, built)]
     converted, checks = _checked(plan, built, job)
     seen = vision_steps.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
     shipped = shipping.Shipped(artifact=outputs.artifact, twin=outputs.twin, checks=checks)
@@ -104,6 +99,15 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
     baseline = replace(baseline, output_bytes=scores)
     changed = scoring.change_steps(recipe, original, baseline)
     return [*steps, baseline, *_questions(plan), *changed]
+
+
+def _calibration(plan: Plan, built: Sequence[Step]) -> list[Step]:
+    """The tokens that the backend's steps ``built`` learn from, as far as they do."""
+    needs = {need for step in built for need in step.needs.values()}
+    return [
+        *(calibration.calibration_steps(plan.build) if "calibration" in needs else ()),
+        *([calibration.held_out_step(plan.build.recipe)] if distilled.HELD_OUT in needs else ()),
+    ]
 
 
 def _questions(plan: Plan) -> list[Step]:
