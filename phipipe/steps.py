@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
 
 ADDRESSES: Mapping[str, str] = {
+    "algorithms/distil": "phipipe.algorithms.distil:distil",
     "algorithms/learn": "phipipe.algorithms.learn:learn",
     "algorithms/gptq": "phipipe.algorithms.olive_run:gptq",
     "algorithms/rotate": "phipipe.algorithms.olive_run:rotate",
@@ -116,6 +117,12 @@ class Step:
     recipe: str = ""
     # estimate of what its output takes when it is opened; 0: as much as in fp32
     loaded_bytes: int = 0
+
+
+def reading(step: Step, old: str, new: str) -> Step:
+    """``step`` with the output of step ``new`` wherever it would read that of ``old``."""
+    needs = {key: new if need == old else need for key, need in step.needs.items()}
+    return replace(step, needs=needs)
 
 
 @dataclass(frozen=True, kw_only=True)

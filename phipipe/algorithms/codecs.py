@@ -23,9 +23,9 @@ def codec(params: Params) -> Callable[[Floats, Stored, Floats], Floats]:
     """A ``backends.base.Codec`` of weights that ``params["learn"]`` rounds in groups of
     ``params["group_size"]``, which are the recipe's `weights:`.
 
-    "search" stands in the place of "gptq", too, which learns from more than the importance; where
-    that is zero throughout, all inputs count alike. At 16 bits the values are the weight itself:
-    the floats are those of the backend.
+    "search" stands in the place of "gptq" and "signround", too, which learn from more than the
+    importance; where that is zero throughout, all inputs count alike. At 16 bits the values are the
+    weight itself: the floats are those of the backend.
     """
 
     def held(weight: Floats, stored: Stored, importance: Floats) -> Floats:

@@ -6,8 +6,7 @@ squared gradient of −ln P(y), y drawn from P itself (Kunstner et al., arXiv 19
 is drawn). Of a matrix the sums of F along rows and along columns are kept; their product over the
 whole sum stands for F (Shazeer & Stern, arXiv 1804.04235, keep second moments so).
 
-One decoder layer at a time is in memory: all texts go up through the layers, and their gradients
-come down again.
+One decoder layer at a time is in memory (``gradients``).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ import numpy.typing as npt
 import torch
 
 from phipipe import progress
+from phipipe.algorithms import gradients
 from phipipe.algorithms.sensitivity import CHECKS, SENSITIVITY
-from phipipe.errors import StepFailed
 from phipipe.models import linears
 from phipipe.models.layerwise import Hook, Layerwise, Pass, hooked
 from phipipe.steps import Inputs, Json, Params
@@ -101,13 +100,7 @@ class _Measuring:
         for i in range(self._count):
             progress.report(i, 3 * self._count, "layers")
             weights = self._model.weights(i)
-            self._before.append([one.hidden.clone() for one in self._passes])
-            for one in self._passes:
-                one.hidden = self._model.through(i, weights, one)
-                if not bool(one.hidden.isfinite().all()):
-                    raise StepFailed(
-                        f"what leaves layer {i} is no number: the calibration text breaks it"
-                    )
+            self._before.append(gradients.up(self._model, i, weights, self._passes))
 
     def down(self) -> None:
         """The gradients from the head to the embedding."""
@@ -141,23 +134,25 @@ class _Measuring:
         self._sums[name].squares += given.detach().square().sum(0)
 
     def _through_layer(self, i: int) -> None:
-        weights = {name: tensor.detach() for name, tensor in self._model.weights(i).items()}
+        weights = self._model.weights(i)
         names = {key: name for key in weights if (name := _name(i, key))}
         modules = {key: module for key, module in self._model.linears(i).items() if key in names}
-        chosen = {key: weights[key].requires_grad_() for key in modules}
 
         def hear(key: str) -> Hook:
             return lambda _, given: self._heard(names[key], weights[key], given[0].flatten(0, -2))
 
-        for k, one in enumerate(self._passes):
-            given = self._before[i][k].requires_grad_()
-            with torch.enable_grad(), hooked(modules, hear):
-                left = self._model.through(i, weights, Pass(given, one.calls, one.cache))
-            found = torch.autograd.grad(left, [given, *chosen.values()], self._gradients[k])
-            self._gradients[k] = found[0]
-            for key, gradient in zip(chosen, found[1:], strict=True):
-                self._sums[names[key]].add(gradient)
-            self._before[i][k] = given.detach()
+        with hooked(modules, hear):
+            for found in gradients.down(
+                self._model,
+                i,
+                weights,
+                list(modules),
+                self._passes,
+                self._before[i],
+                self._gradients,
+            ):
+                for key, gradient in zip(modules, found, strict=True):
+                    self._sums[names[key]].add(gradient)
 
     def _through_embedding(self) -> None:
         """Rows of the embedding are read as often as their tokens come: all count alike here."""

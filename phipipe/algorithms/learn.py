@@ -9,6 +9,7 @@ later ones.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from phipipe import progress
-from phipipe.algorithms import lattice, rounding
+from phipipe.algorithms import lattice, rounding, signround
 from phipipe.algorithms.lattice import Lattice, Matrix
 from phipipe.algorithms.rounding import Grid
 from phipipe.errors import StepFailed
@@ -26,6 +27,7 @@ from phipipe.models.layerwise import Hook, Layerwise, Pass, hooked
 from phipipe.steps import Inputs, Params
 
 DAMPING = 0.01  # of the mean of the products' diagonal: GPTQ's own default
+_ASIDE = "signround"  # what it learned, until the other matrices are rounded, too
 Weights = dict[str, torch.Tensor]
 
 
@@ -33,23 +35,42 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the matrices named in ``params["widths"]`` (bits, group size) of ``inputs["source"]``,
     rounded as ``params["learn"]`` says, as a folder of ``lattice``.
 
-    "search" and "gptq" learn from ``inputs["calibration"]``. Layers that ``out`` has already are
-    taken as they are. Bytes are the same for the same inputs, machine and number of threads.
+    All but "round" learn from ``inputs["calibration"]``. With "signround", which takes
+    ``params["iterations"]``, what auto-round cannot learn is as "search" has it. Layers that
+    ``out`` has already are taken as they are. Bytes are the same for the same inputs, machine and
+    number of threads.
 
     Raises:
         StepFailed: what reaches a layer is no number; it names the layer.
         SourceError: a weight of the original is none.
     """
+    method: str = params["learn"]
     grids = {
         name: Grid(bits=bits, group_size=size) for name, (bits, size) in params["widths"].items()
     }
+    given = _signround(inputs, grids, params, out) if method == "signround" else {}
     model = Layerwise(inputs["source"])
     windows: Sequence[Sequence[int]] = []
     if "calibration" in inputs:
         windows = np.load(inputs["calibration"] / "tokens.npy").tolist()
     with torch.inference_mode():
-        _Learner(model, grids, params["learn"], out).run(windows)
-    lattice.finish(out, {"learn": params["learn"]})
+        _Learner(model, grids, method, out, given).run(windows)
+    shutil.rmtree(out / _ASIDE, ignore_errors=True)
+    lattice.finish(out, {"learn": method})
+
+
+def _signround(
+    inputs: Inputs, grids: Mapping[str, Grid], params: Params, out: Path
+) -> Mapping[str, Matrix]:
+    """What auto-round makes of the matrices that it can learn, kept in a folder of ``out``."""
+    aside = out / _ASIDE
+    if not signround.learnable(grids):
+        return {}
+    if not lattice.has(aside, 0):
+        iterations = params["iterations"]
+        signround.learn(inputs["source"], inputs["calibration"], grids, iterations, aside)
+    stored = Lattice(aside)
+    return {name: stored[name] for name in stored.names}
 
 
 @dataclass
@@ -85,8 +106,18 @@ class _Enough(Exception):
 
 
 class _Learner:
-    def __init__(self, model: Layerwise, grids: Mapping[str, Grid], method: str, out: Path) -> None:
+    """``given`` has those matrices that are learned already."""
+
+    def __init__(
+        self,
+        model: Layerwise,
+        grids: Mapping[str, Grid],
+        method: str,
+        out: Path,
+        given: Mapping[str, Matrix],
+    ) -> None:
         self._model, self._grids, self._method, self._out = model, grids, method, out
+        self._given = given
         self._firsts: list[list[str]] = []
 
     def run(self, windows: Sequence[Sequence[int]]) -> None:
@@ -128,9 +159,10 @@ class _Learner:
         originals: Sequence[Pass],
     ) -> dict[str, Matrix]:
         """The layer's matrices; ``weights`` become those that they stand for."""
-        learned = {}
+        learned = {n: matrix for n, matrix in self._given.items() if linears.layer_of(n) == i}
         for keys in self._shared(i, original, passes):
-            chosen = [key for key in keys if _name(i, key) in self._grids]
+            open_ = self._grids.keys() - learned
+            chosen = [key for key in keys if _name(i, key) in open_]
             if not chosen:
                 continue
             sums = self._sums(i, keys[0], weights, original, passes, originals)
@@ -209,7 +241,7 @@ class _Learner:
         assert products is not None
         if not bool(products.diagonal().isfinite().all()):
             raise StepFailed(f"what reaches {where} is no number: the calibration text breaks it")
-        if self._method == "search":
+        if self._method in ("search", "signround"):
             return lambda weight, grid: rounding.searched(weight, sums.squares, grid)
         carried = rounding.carrier(products, DAMPING)
 

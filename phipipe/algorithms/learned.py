@@ -6,24 +6,34 @@ from collections.abc import Mapping
 
 from phipipe.models import linears
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.steps import Step
+from phipipe.recipe.learned import ITERATIONS, Learning, Weights
+from phipipe.steps import Json, Step
 
 INDEX = "lattice.json"  # in the folder of learned weights
-NEEDS_TEXT = ("search", "gptq")
+NEEDS_TEXT = ("search", "gptq", "signround")
 
 
-def words(learn: str | None) -> str:
+def words(recipe: Weights) -> str:
     """What a build's scheme says of it."""
-    return {None: "", "round": ", rounded once for all runtimes"}.get(
-        learn, f", learned once for all runtimes ({learn})"
-    )
+    if recipe.learn is None:
+        return ""
+    if recipe.distil:
+        return f", learned once for all runtimes ({recipe.learn}, distilled)"
+    if recipe.learn == "round":
+        return ", rounded once for all runtimes"
+    return f", learned once for all runtimes ({recipe.learn})"
 
 
 def step(
-    learn: str, widths: Mapping[str, tuple[int, int]], checkpoint: Checkpoint, tokens: int
+    recipe: Weights, widths: Mapping[str, tuple[int, int]], checkpoint: Checkpoint, tokens: int
 ) -> Step:
     """``weights``: the matrices named in ``widths`` (bits, group size) of the checkpoint, rounded
-    as ``learn`` says on so many ``tokens``."""
+    as the recipe's ``learn`` says on so many ``tokens``."""
+    assert recipe.learn is not None
+    learn: Learning = recipe.learn
+    params: dict[str, Json] = {"learn": learn, "widths": {n: list(w) for n, w in widths.items()}}
+    if learn == "signround":
+        params["iterations"] = recipe.iterations or ITERATIONS
     needs = {"source": "source", **({"calibration": "calibration"} if learn in NEEDS_TEXT else {})}
     shapes = linears.shapes(checkpoint)
     bits = sum(
@@ -36,7 +46,7 @@ def step(
         runs="algorithms/learn",
         version=1,
         needs=needs,
-        params={"learn": learn, "widths": {name: list(one) for name, one in widths.items()}},
+        params=params,
         toolchain="torch",
         resumes=True,
         output_bytes=int(bits / 8),
@@ -46,9 +56,11 @@ def step(
 
 def _memory_bytes(learn: str, checkpoint: Checkpoint, tokens: int) -> int:
     """Estimate: a layer in fp32 twice, the activations of all tokens before and after it, and the
-    largest sum of products of inputs in fp64, with its factors."""
+    largest sum of products of inputs in fp64, with its factors. With "signround" the whole model in
+    fp32, and a layer's activations for a batch."""
     inner, hidden = checkpoint.intermediate_size, checkpoint.hidden_size
     layer = 4 * (3 * inner * hidden + 4 * hidden * hidden)
     sums = 3 * 8 * max(inner, hidden) ** 2 if learn == "gptq" else 0
     table = 4 * checkpoint.vocab_size * hidden
-    return 2**30 + 2 * layer + 3 * 4 * tokens * hidden + sums + table
+    whole = 4 * checkpoint.parameters + 2**30 if learn == "signround" else 0
+    return 2**30 + 2 * layer + 3 * 4 * tokens * hidden + sums + table + whole

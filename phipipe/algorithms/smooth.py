@@ -14,7 +14,7 @@ from dataclasses import replace
 from phipipe.models import layerwise_memory
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Json, Step
+from phipipe.steps import Json, Step, reading
 
 NAME, TOOLCHAIN = "smooth", "torch"
 WORDS = "AWQ-smoothed"
@@ -58,11 +58,7 @@ def step(checkpoint: Checkpoint, recipe: Recipe, *, by_rows: bool) -> Step:
 
 def before(steps: Sequence[Step], smoothing: Step) -> list[Step]:
     """``smoothing``, then ``steps``, which read its output in place of the checkpoint."""
-    return [smoothing, *(replace(one, needs=_renamed(one.needs)) for one in steps)]
-
-
-def _renamed(needs: Mapping[str, str]) -> dict[str, str]:
-    return {key: NAME if need == "source" else need for key, need in needs.items()}
+    return [smoothing, *(reading(one, "source", NAME) for one in steps)]
 
 
 def dtype_key(config: Mapping[str, Json]) -> str:

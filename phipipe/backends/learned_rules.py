@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from phipipe import words
 from phipipe.algorithms import folds, smooth
 from phipipe.backends.rules import Rule
 
@@ -36,6 +37,16 @@ RULES: tuple[Rule, ...] = (
         message="`weights.smooth: awq` and `quantize.rotate` both move what stands out, and the "
         "rotation mixes what was scaled apart",
         hint="keep one of them",
+    ),
+    Rule(
+        id="A04",
+        level="warning",
+        when=lambda r, o, c: r.weights.learn == "signround" and c.large,
+        message="`weights.learn: signround` takes hours on a CPU, and about {memory} of memory: "
+        "the whole model in fp32",
+        hint="nothing is wrong; `learn: gptq` has one layer at a time in memory, and fewer "
+        "`weights.iterations` take less time",
+        words=lambda r, o, c: {"memory": words.size(4 * c.parameters)},
     ),
 )
 

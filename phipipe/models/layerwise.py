@@ -121,12 +121,14 @@ class Layerwise:
         end = torch.finfo(self._rounded).max  # no runtime lets activations overflow
         return (args[0].clamp(-end, end).to(self._rounded).float(), *args[1:])
 
-    def embed(self, ids: Sequence[int]) -> torch.Tensor:
-        """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]."""
-        table = self._base.embed_tokens
+    def embed(self, ids: Sequence[int], table: torch.Tensor | None = None) -> torch.Tensor:
+        """What the model sees of ``ids``: a tensor, float32 [len(ids), hidden size]. ``table``:
+        another embedding than its own, [vocabulary, hidden size]."""
+        own = self._base.embed_tokens
         with torch.inference_mode():
-            rows = functional.embedding(torch.tensor(list(ids), dtype=torch.long), table.weight)
-            scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma's, unrounded
+            weight = own.weight if table is None else table
+            rows = functional.embedding(torch.tensor(list(ids), dtype=torch.long), weight)
+            scale = getattr(own, "scalar_embed_scale", 1.0)  # Gemma's, unrounded
             return self._stored(rows) * scale
 
     def logits(

@@ -148,12 +148,21 @@ class Fixup(Report):
     patch: dict[Words, Json] = Field(default_factory=dict)
 
 
+class Distilled(Report):
+    """The mean KL divergence from the original, in nats, before and after scales were trained, on
+    tokens that nothing was learned from."""
+
+    before: float
+    after: float
+
+
 class LearnedWeights(Report):
     """How weights were learned that several runtimes store, and the digest by which they are
     known."""
 
     learn: Words
     digest: Words
+    distil: Distilled | None = None
 
 
 class Description(Report):

@@ -219,7 +219,8 @@ def _learned(folder: Path | None) -> dict[str, Json] | None:
     if folder is None:
         return None
     index = _json(folder / learned.INDEX)
-    return {"learn": index["learn"], "digest": index["weights_digest"]}
+    about = {key: index[key] for key in ("learn", "distil") if key in index}
+    return {**about, "digest": index["weights_digest"]}
 
 
 def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:

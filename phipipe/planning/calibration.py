@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from phipipe.algorithms import distilled
 from phipipe.hub import take
 from phipipe.planning.targets import placed
 from phipipe.recipe.build import Build, problem_at
@@ -48,6 +49,23 @@ def calibration_steps(build: Build) -> list[Step]:
             toolchain="torch",
         ),
     ]
+
+
+def held_out_step(recipe: Recipe) -> Step:
+    """Tokens of the calibration text behind those that are learned from."""
+    calibrate = recipe.calibrate
+    return Step(
+        name=distilled.HELD_OUT,
+        runs="evaluate/calibration",
+        version=1,
+        needs={"source": "source", "text": "calibration-text"},
+        params={
+            "tokens": distilled.held_out_tokens(calibrate.window),
+            "window": calibrate.window,
+            "first": calibrate.tokens,
+        },
+        toolchain="torch",
+    )
 
 
 def _usual_text(recipe: Recipe) -> Text | None:

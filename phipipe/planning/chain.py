@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from phipipe import backends
+from phipipe.algorithms import distilled
 from phipipe.backends import fixups
 from phipipe.backends.base import Job
 from phipipe.hub import prompts, take
 from phipipe.hub.take import Original
-from phipipe.models import first_layers
+from phipipe.models import first_layers, linears
 from phipipe.planning import (
     calibration,
     generation_steps,
@@ -59,11 +60,7 @@ def whole_chain(
         evaluated=next((step for step in built if step.twin), built[-1]),
         emulated=next((step for step in built if step.tried), built[-1]),
     )
-    learns = any("calibration" in step.needs.values() for step in built)
-    ground = [
-        *_ground(plan, original),
-        *(calibration.calibration_steps(plan.build) if learns else ()),
-    ]
+    ground = [*_ground(plan, original), *_calibration(plan, built)]
     converted, checks = _checked(plan, built, job)
     seen = vision_steps.scoring_steps(plan.seeing, outputs.artifact, recipe) if plan.seeing else []
     shipped = shipping.Shipped(artifact=outputs.artifact, twin=outputs.twin, checks=checks)
@@ -104,6 +101,15 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
     return [*steps, baseline, *_questions(plan), *changed]
 
 
+def _calibration(plan: Plan, built: Sequence[Step]) -> list[Step]:
+    """The tokens that the backend's steps ``built`` learn from, as far as they do."""
+    needs = {need for step in built for need in step.needs.values()}
+    return [
+        *(calibration.calibration_steps(plan.build) if "calibration" in needs else ()),
+        *([calibration.held_out_step(plan.build.recipe)] if distilled.HELD_OUT in needs else ()),
+    ]
+
+
 def _questions(plan: Plan) -> list[Step]:
     """Prompts, and the original's answers to them; none where nothing is asked."""
     recipe = plan.build.recipe
@@ -134,7 +140,9 @@ def _proof(plan: Plan, job: Job[BaseModel]) -> list[Step]:
     recipe = plan.build.recipe
     backend, small = backends.load(recipe.backend), first_layers.of(plan.checkpoint)
     patch = config_patch(fixups.needed(recipe, small))
-    built = learned.steps(replace(job, checkpoint=small, patch=patch))
+    there = linears.shapes(small)
+    widths = {name: width for name, width in job.widths.items() if name in there}
+    built = learned.steps(replace(job, checkpoint=small, patch=patch, widths=widths))
     if not any(step.unquantized for step in built):
         return []
     return scoring.slice_steps(plan.checkpoint, built, recipe, backend.toolchain)

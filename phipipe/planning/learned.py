@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import learned, smooth
+from phipipe.algorithms import distilled, learned, smooth
 from phipipe.backends import widths
 from phipipe.backends.base import Job
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
@@ -61,25 +62,29 @@ def smoothed(job: Job[BaseModel]) -> Job[BaseModel]:
 
 def scheme(job: Job[BaseModel]) -> str:
     """How the weights are stored, in the backend's words, and what was learned of them."""
-    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights.learn)
+    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights)
     return f"{told}, {smooth.WORDS}" if smooth.asked(job.recipe) else told
 
 
 def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
-    """With the step that learns before the first that needs it."""
+    """With the steps that learn before the first that needs them."""
     steps = list(built)
     first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
     if first is not None:
         recipe = job.recipe.weights
-        assert recipe.learn is not None
         whole = {name: w for name, w in job.widths.items() if isinstance(w, Width)}
         sizes = {
             name: (w.bits, w.group_size or recipe.group_size)
             for name, w in whole.items()
             if w.bits != FLOAT_BITS
         }
-        tokens = job.recipe.calibrate.tokens
-        steps.insert(first, learned.step(recipe.learn, sizes, job.checkpoint, tokens))
+        calibrate, shapes = job.recipe.calibrate, linears.shapes(job.checkpoint)
+        made = [learned.step(recipe, sizes, job.checkpoint, calibrate.tokens)]
+        if recipe.distil:
+            scales = sum(prod(shapes[name]) // size for name, (_, size) in sizes.items())
+            steps = distilled.reads(steps, made[0])
+            made.append(distilled.after(made[0], scales, job.checkpoint, calibrate))
+        steps[first:first] = made
     return steps
 
 
@@ -142,7 +147,22 @@ def _for_learning(
             )
             hint = "choose another `weights.group_size`"
             raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+    if build.recipe.weights.learn == "signround":
+        _check_heights(build, usual, shapes)
     return dict(usual)
+
+
+def _check_heights(
+    build: Build, found: Mapping[str, Stored], shapes: Mapping[str, tuple[int, int]]
+) -> None:
+    """auto-round leaves matrices as they are whose rows are no multiple of 32."""
+    for name, stored in found.items():
+        if linears.layer_of(name) is not None and _is_four(stored) and shapes[name][0] % 32:
+            message = (
+                f"`{name}` has {shapes[name][0]} rows, and auto-round learns matrices of multiples "
+                "of 32 alone"
+            )
+            raise problem_at(build, LEARN, message, "set `weights.learn: gptq`")
 
 
 def _unlearnable(stored: Stored) -> str | None:
@@ -195,10 +215,10 @@ def unit_wants(job: Job[BaseModel], name: str, stored: Stored) -> str | None:
     size = None if isinstance(stored, str) else stored.group_size
     if size is not None and sizes and size not in sizes:
         return "groups of " + " or ".join(str(one) for one in sizes)
-    if all_four and linears.layer_of(name) is not None and _is_not_four(stored):
+    if all_four and linears.layer_of(name) is not None and not _is_four(stored):
         return "4 bits in every layer"
     return None
 
 
-def _is_not_four(stored: Stored) -> bool:
-    return not (isinstance(stored, Width) and stored.bits == 4)
+def _is_four(stored: Stored) -> bool:
+    return isinstance(stored, Width) and stored.bits == 4

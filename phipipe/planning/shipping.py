@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from pydantic import BaseModel
 
 from phipipe import backends
+from phipipe.algorithms import distilled
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
@@ -77,7 +78,11 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         **({"run": run_steps.NAME} if plan.knob else {}),
         **({"parity": shipped.checks[0]} if shipped.checks else {}),
         **({"emulation": "emulate"} if plan.api in backend.emulated else {}),
-        **({"weights": "weights"} if job.learns else {}),
+        **(
+            {"weights": distilled.NAME if recipe.weights.distil else "weights"}
+            if job.learns
+            else {}
+        ),
         **({"original": "original", "vision": "vision-evaluate"} if plan.seeing else {}),
         **({"answers": generation_steps.ANSWERS} if recipe.evaluate.generate else {}),
     }

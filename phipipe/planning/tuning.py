@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from phipipe import backends
-from phipipe.algorithms import sensitivity
+from phipipe.algorithms import distilled, sensitivity
 from phipipe.backends.base import Job
 from phipipe.backends.widths import Stored, Stores, Width, to_params
 from phipipe.models import linears
 from phipipe.planning import calibration, learned
 from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
 
 SELECTION_TOKENS = 4096  # of the calibration text, behind what is learned from
@@ -172,10 +173,17 @@ def trial(plan: Plan) -> Plan:
         if step.name == "text":
             step = replace(text, name="text", recipe=step.recipe)
         elif step.name == "baseline":
-            params = {**step.params, "tokens": tokens, "first": recipe.calibrate.tokens}
+            params = {**step.params, "tokens": tokens, "first": _learned_tokens(recipe)}
             step = replace(step, params=params)
         steps.append(step)
     return replace(plan, steps=tuple(steps), warnings=())  # told with what comes before
+
+
+def _learned_tokens(recipe: Recipe) -> int:
+    """How many of the calibration text's tokens decide something of a file."""
+    calibrate = recipe.calibrate
+    held_out = distilled.held_out_tokens(calibrate.window) if recipe.weights.distil else 0
+    return calibrate.tokens + held_out
 
 
 def needed(steps: Sequence[Step], *names: str) -> list[Step]:

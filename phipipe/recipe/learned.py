@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from phipipe.recipe.complaints import At
 from phipipe.recipe.strict import Sparse
 
 Smooth = Literal["none", "awq"]
-Learning = Literal["round", "search", "gptq"]
+Learning = Literal["round", "search", "gptq", "signround"]
+ITERATIONS = 200  # auto-round's own default
 
 
 class Weights(Sparse):
@@ -27,8 +29,33 @@ class Weights(Sparse):
         description="Round here, once for every runtime, in place of the runtime's own rounding. "
         "round: to the nearest. search: scales and codes with the least error, weighted by how "
         "strongly the calibration text drives each input. gptq: matrix by matrix, each error made "
-        "up for in the columns and layers that follow.",
+        "up for in the columns and layers that follow. signround: auto-round learns which way each "
+        "weight goes, layer by layer; it holds the whole model in fp32 and takes minutes to hours "
+        "on a CPU.",
     )
     group_size: Literal[32, 64, 128] = Field(
         32, description="Learned weights that share one scale."
     )
+    iterations: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        strict=True,
+        description=f"signround: steps of learning for each layer; {ITERATIONS} if not set.",
+    )
+
+    distil: bool | None = Field(
+        None,
+        strict=True,
+        description="true: after learning, train the scales until the predictions come as near as "
+        "they can to the original's. The size stays. What follows on the calibration text's first "
+        "tokens decides whether it helps.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Weights:
+        if self.iterations is not None and self.learn != "signround":
+            raise At("iterations", "`iterations` are signround's: add `learn: signround`")
+        if self.distil and self.learn is None:
+            raise At("distil", "`distil` trains learned weights: add `learn: gptq`")
+        return self

@@ -3,8 +3,9 @@ learned weights."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from testing.drive import answer, message
 from testing.variants import TINY, tokens
 from transformers import AutoModelForCausalLM
 
-from phipipe.algorithms import lattice, learn, rounding
+from phipipe.algorithms import lattice, learn, rounding, signround
 from phipipe.algorithms.codecs import codec as learned_codec
 from phipipe.algorithms.lattice import Lattice
 from phipipe.algorithms.rounding import Grid
@@ -31,17 +32,18 @@ def widths() -> dict[str, list[int]]:
     return {name: [4 if "layers" in name else 8, 32] for name in named if name}
 
 
-def learned(root: Path, method: str, name: str, *, text: bool = True) -> Path:
+def learned(root: Path, method: str, name: str, *, text: bool = True, **params: Any) -> Path:
     """The folder with weights learned by ``method``."""
     out = root / name
     out.mkdir(exist_ok=True)
     inputs = {"source": TINY, **({"calibration": root} if text else {})}
-    learn.learn(inputs, out, {"learn": method, "widths": widths()})
+    learn.learn(inputs, out, {"learn": method, "widths": widths(), **params})
     return out
 
 
-def divergence(folder: Path) -> float:
-    """The mean KL divergence of the weights in ``folder`` from the original."""
+def divergence(folder: Path, others: Mapping[str, torch.Tensor] | None = None) -> float:
+    """The mean KL divergence of the weights in ``folder``, with ``others`` in the place of some,
+    from the original."""
     stored, found = Lattice(folder), []
     windows = torch.from_numpy(tokens("evaluation.txt", 8, WINDOW).astype(np.int64))
     for rounded in (False, True):
@@ -50,7 +52,8 @@ def divergence(folder: Path) -> float:
             for key, weight in model.named_parameters():
                 name = linears.linear_of(key)
                 if rounded and name in stored:
-                    weight.copy_(torch.from_numpy(stored[name].dense()))
+                    given = (others or {}).get(name)
+                    weight.copy_(torch.from_numpy(stored[name].dense()) if given is None else given)
             found.append(torch.log_softmax(model(input_ids=windows).logits.double(), -1))
     original, rounded_ = found
     return float((original.exp() * (original - rounded_)).sum(-1).mean())
@@ -77,6 +80,68 @@ def cut_short(root: Path) -> dict[str, Any]:
     left = sorted(path.name for path in (root / "again").iterdir())
     learned(root, "gptq", "again")
     return {"left": left, "digest": Lattice(root / "again").digest}
+
+
+def by_signs(root: Path) -> dict[str, Any]:
+    """SignRound: what the lattice's scales cost of it, and where the rest comes from."""
+    matrix_of, theirs = signround._matrix, {}
+
+    def noted(name: str, module: torch.nn.Module, grid: Grid) -> lattice.Matrix:
+        theirs[name] = module.weight.detach().clone()
+        return matrix_of(name, module, grid)
+
+    signround._matrix = noted
+    try:
+        out = learned(root, "signround", "signround", iterations=20)
+    finally:
+        signround._matrix = matrix_of
+    ours, searched = Lattice(out), Lattice(root / "search")
+    moved = [
+        float((torch.from_numpy(ours[name].dense()) - weight).norm() / weight.norm())
+        for name, weight in theirs.items()
+    ]
+    return {
+        "divergence": {"auto-round": divergence(out, theirs), "lattice": divergence(out)},
+        "moved": max(moved),
+        "learned": sorted(theirs),
+        "as searched": [
+            np.array_equal(ours[name].dense(), searched[name].dense())
+            for name in (linears.HEAD, linears.EMBEDDING)
+        ],
+        "index": json.loads((out / lattice.INDEX).read_text("utf-8"))["learn"],
+        "files": sorted(path.name for path in out.iterdir()),
+    }
+
+
+def resumed_signs(root: Path) -> dict[str, Any]:
+    """A run with a matrix at 8 bits and one in other groups that is broken off when auto-round is
+    done, one that goes on, and one in one go."""
+    mixed = widths()
+    mixed["layers.1.mlp.down_proj"], mixed["layers.2.mlp.down_proj"] = [8, 32], [4, 64]
+    asked: dict[str, Any] = {"widths": mixed, "iterations": 2}
+    learner, learns = learn._Learner.run, signround.learn
+
+    def breaks(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    learn._Learner.run = breaks  # type: ignore[method-assign]
+    try:
+        learned(root, "signround", "signs", **asked)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        learn._Learner.run = learner  # type: ignore[method-assign]
+    signround.learn = breaks
+    try:
+        out = Lattice(learned(root, "signround", "signs", **asked))
+    finally:
+        signround.learn = learns
+    return {
+        "digest": out.digest,
+        "whole": Lattice(learned(root, "signround", "signs-whole", **asked)).digest,
+        "widths": {name: out.width(name) for name in mixed},
+        "asked": mixed,
+    }
 
 
 def nan(root: Path) -> list[str]:
@@ -184,6 +249,8 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "second": lambda: Lattice(learned(root, "gptq", "second")).digest,
         "cut": lambda: cut_short(root),
         "codecs": lambda: codecs(root),
+        "signround": lambda: by_signs(root),
+        "resumed": lambda: resumed_signs(root),
     }
 
 

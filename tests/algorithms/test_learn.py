@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from testing.drive import facts_of, section
+from testing.plans import planned
 
 from phipipe.algorithms import learned
+from phipipe.errors import TargetError
 from phipipe.hub.take import BUILTIN_MODELS
 from phipipe.models import checkpoints, linears
+from phipipe.models.checkpoint import Checkpoint
 from phipipe.models.linears import linear_of
+from phipipe.recipe.learned import Weights
 
 DRIVER = Path(__file__).parent / "learn_driver.py"
+SIGNROUND = "weights={learn: signround}"
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +49,33 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_the_same(facts: dict[str, Any
     cut = section(facts, "cut")
     assert cut["left"] == ["part-00000.safetensors", "part-00001.safetensors"]
     assert cut["digest"] == facts["digest"]
+
+
+def test_signround_is_closer_than_rounding_and_the_lattices_scales_cost_it_little(
+    facts: dict[str, Any],
+) -> None:
+    found = section(facts, "signround")
+    divergence = found["divergence"]
+    assert divergence["lattice"] < 1.05 * divergence["auto-round"]
+    assert divergence["lattice"] < 0.95 * facts["divergence"]["round"]
+    assert 0 < found["moved"] < 2.0**-7
+
+
+def test_signround_learns_the_layers_and_the_rest_is_searched(facts: dict[str, Any]) -> None:
+    found = section(facts, "signround")
+    layers = [name for name in facts["asked"] if name.startswith("layers.")]
+    assert found["learned"] == sorted(layers)
+    assert found["as searched"] == [True, True]
+    assert found["index"] == "signround"
+    assert found["files"] == ["lattice.json", *(f"part-{i:05}.safetensors" for i in range(6))]
+
+
+def test_signround_is_not_run_again_after_it_is_done_and_gives_the_same(
+    facts: dict[str, Any],
+) -> None:
+    found = section(facts, "resumed")
+    assert found["digest"] == found["whole"]
+    assert found["widths"] == found["asked"]
 
 
 def test_inputs_that_differ_from_the_originals_are_made_up_for(facts: dict[str, Any]) -> None:
@@ -82,11 +115,63 @@ def test_matrices_have_one_name_each(tensor: str, name: str | None) -> None:
     assert linear_of(tensor) == name
 
 
+@pytest.mark.parametrize(
+    ("backend", "device"),
+    [
+        ("onnxruntime", "cpu-x86_64"),
+        ("openvino", "intel-cpu"),
+        ("llamacpp", "cpu-x86_64"),
+        ("torch", "cpu-x86_64"),
+        ("mlx", "apple-silicon"),
+    ],
+)
+def test_weights_of_a_large_model_are_planned_whose_first_layers_are_proved(
+    monkeypatch: pytest.MonkeyPatch, backend: str, device: str
+) -> None:
+    monkeypatch.setattr("phipipe.models.checkpoint.LARGE_PARAMETERS", 10**6)
+    sets = (f"backend={backend}", f"device={device}", "precision=int4", "quantize={}")
+    steps = {step.name: step for step in planned(*sets, "weights={learn: round}").steps}
+    assert "slice-weights" not in steps
+    assert "layers.4.mlp.down_proj" in steps["weights"].params["widths"]
+
+
+def test_signround_plans_for_the_whole_model_and_says_so_of_a_large_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("phipipe.models.checkpoint.LARGE_PARAMETERS", 10**6)
+    plan = planned("backend=llamacpp", "precision=int4", "quantize={}", SIGNROUND)
+    (step,) = (step for step in plan.steps if step.name == "weights")
+    assert step.params["iterations"] == 200
+    assert step.needs["calibration"] == "calibration"
+    parameters = plan.checkpoint.parameters
+    assert step.memory_bytes > 4 * parameters + 2**30
+    assert [advice.rule for advice in plan.warnings] == ["A04"]
+
+
+def test_iterations_are_signrounds_alone() -> None:
+    assert Weights(learn="signround", iterations=50).iterations == 50
+    with pytest.raises(ValidationError, match="learn: signround"):
+        Weights(learn="gptq", iterations=50)
+
+
+def test_a_matrix_that_auto_round_would_leave_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = linears.shapes
+
+    def lower(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+        return {**shapes(checkpoint), "layers.1.self_attn.o_proj": (48, 256)}
+
+    monkeypatch.setattr(linears, "shapes", lower)
+    with pytest.raises(TargetError, match=r"layers\.1\.self_attn\.o_proj` has 48 rows"):
+        planned("backend=llamacpp", "precision=int4", "quantize={}", SIGNROUND)
+
+
 def test_the_step_takes_a_text_only_where_it_learns_from_one() -> None:
     checkpoint = checkpoints.read(BUILTIN_MODELS["tiny-phi3"])
     sizes = dict.fromkeys(linears.shapes(checkpoint), (4, 32))
-    plain = learned.step("round", sizes, checkpoint, 1000)
+    plain = learned.step(Weights(learn="round"), sizes, checkpoint, 1000)
     assert "calibration" not in plain.needs
-    assert "calibration" in learned.step("gptq", sizes, checkpoint, 1000).needs
+    gptq = learned.step(Weights(learn="gptq"), sizes, checkpoint, 1000)
+    assert "calibration" in gptq.needs
+    assert "iterations" not in gptq.params
     weights = sum(rows * columns for rows, columns in linears.shapes(checkpoint).values())
     assert plain.output_bytes == weights * 4.5 / 8

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from phipipe.backends import widths
 from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.torch.advice import ADVICE
-from phipipe.backends.torch.options import BITS, ITERATIONS, STORES, Options
+from phipipe.backends.torch.options import BITS, STORES, Options
 from phipipe.backends.torch.rules import RULES
 from phipipe.backends.torch.sizes import packed_bytes, weight_bits
 from phipipe.backends.widths import Stored, Width
 from phipipe.models import rotary
 from phipipe.models.tokenizer import of_folder
+from phipipe.recipe.learned import ITERATIONS
 from phipipe.steps import Dtype, Json, Params, Step
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from phipipe.backends.widths import Mapped, Stores
 from phipipe.models import linears
+from phipipe.recipe.learned import ITERATIONS
 
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
-ITERATIONS = 200  # auto-round's own default
 # Embeddings are no linear layer, and auto-round's format knows no other.
 # A group has a scale in fp16 and a zero point as wide as its integers.
 _GROUPS = (32, 64, 128, -1)
