@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from phipipe import failures
 from phipipe.api import building, workplace
 from phipipe.api.building import Audience, Where
 from phipipe.api.events import OnProgress, Telling
-from phipipe.api.recipes import Recipe, Sets
-from phipipe.api.workplace import Names, Note, UserPath, Workplace, path_of
-from phipipe.errors import RecipeError
+from phipipe.api.recipes import Recipe, Sets, texts_of
+from phipipe.api.workplace import Names, Note, UserPath, Workplace, names_of, path_of
+from phipipe.errors import GateFailed, Interrupted, PhipipeError, RecipeError
 from phipipe.execution.results import Outcome
 from phipipe.files import new_files
 from phipipe.files.user_paths import Kind
@@ -21,9 +23,10 @@ from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build
 from phipipe.steps import Json
 from phipipe.store import free_space, refusals
-from phipipe.tuning import aims, page, recipe_text, tuner
+from phipipe.tuning import aims, page, recipe_text
 from phipipe.tuning.aims import Aim
 from phipipe.tuning.results import Trial, Tuned
+from phipipe.tuning.tuner import Attempt, Tuner
 from phipipe.visible import visible
 
 FILES = 4  # that are built for a recipe's build, at most, unless told otherwise
@@ -45,12 +48,34 @@ class Tuning:
 
     Attributes:
         builds: for each build ``quantize``, the options with the map; ``best`` of the ``trials``
-            that were built; ``metrics`` on the recipe's own evaluation text.
+            that were built; ``metrics`` on the recipe's own evaluation text; ``failed``, the
+            recipe's gates that it does not pass, in words.
+        errors: why no widths were chosen for others, by their builds' names.
     """
 
-    def __init__(self, builds: Sequence[Tuned], command: str) -> None:
+    def __init__(
+        self, builds: Sequence[Tuned], command: str, errors: Mapping[str, PhipipeError]
+    ) -> None:
         """Of ``builds``, which ``command`` chose widths for."""
-        self.builds, self._command = tuple(builds), command
+        self.builds, self._command, self.errors = tuple(builds), command, dict(errors)
+
+    def check(self) -> Tuning:
+        """This choice, if nothing failed.
+
+        Raises:
+            GateFailed: a build was to pass its gates, and does not on the evaluation text.
+            PhipipeError: why no widths were chosen for a build.
+        """
+        if self.errors:
+            raise failures.as_one(list(self.errors.values()))
+        for one in self.builds:
+            if one.aim.by_gates and one.failed:
+                raise GateFailed(
+                    f"{one.build.name}: on the evaluation text {'; '.join(one.failed)}",
+                    hint="the recipe is written all the same; ask for a little more than the "
+                    "gates do, or loosen them",
+                )
+        return self
 
     def write(self, path: UserPath) -> Path:
         """Write the recipe ``path``, and the page of the same name beside it.
@@ -63,7 +88,7 @@ class Tuning:
             StoreError: there is no room.
         """
         target = path_of(path, Kind.NEW_FILE, "the recipe")
-        check_new(target)
+        check_target(target)
         drawn = page_of(target)
         with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
             text = recipe_text.compose(self.builds, target.parent, self._command)
@@ -116,13 +141,22 @@ def tune(
         PhipipeError: a step failed.
     """
     workplace.check_count(builds, "builds")
-    aim = aim_of(size, bits, gates=gates, builds=builds)
-    read = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, sets, only)
-    listener = Telling(on_progress)
+    aim = aims.asked(size, bits, gates=gates, builds=builds)
+    listener, effort = Telling(on_progress), Effort(files=builds, answers=answers)
     place = workplace.of_user(listener.note)
-    effort = Effort(files=builds, answers=answers)
-    tuned = tune_builds(read.builds, aim, effort, place, listener.audience, listener.note)
-    return Tuning(tuned, "phipipe.tune")
+    every = _read(recipe, sets, only).builds
+    return tune_builds(every, aim, effort, place, listener.audience, listener.note)
+
+
+def _read(recipe: Recipe | UserPath, sets: Sets, only: Names) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        return Recipe.load(recipe, sets, only)
+    if texts_of(sets):
+        raise RecipeError(
+            "`sets` cannot change a recipe that was read already",
+            hint="phipipe.Recipe.load(path, sets=...)",
+        )
+    return recipe.only(*names_of(only)) if names_of(only) else recipe
 
 
 def tune_builds(
@@ -132,13 +166,39 @@ def tune_builds(
     place: Workplace,
     audience: Audience,
     note: Note,
-) -> list[Tuned]:
-    """The best widths for each of ``builds``.
+    command: str = "phipipe.tune",
+) -> Tuning:
+    """The best widths for ``builds``, which ``command`` asks for. What can be known before a step
+    runs is known of all of them before one does.
 
     Raises:
-        PhipipeError: as ``tune``.
+        PhipipeError: what is wrong with any of them before that, or with all of them after.
     """
 
+    attempt = _attempting(place, audience, note)
+    wrong: list[PhipipeError] = []
+    tuners: dict[str, Tuner] = {}
+    for one in builds:
+        try:
+            tuners[one.name] = Tuner(one, attempt, aim, effort.files, note)
+        except PhipipeError as error:
+            wrong.append(error)
+    if wrong:
+        raise failures.as_one(wrong)
+    done: list[Tuned] = []
+    errors: dict[str, PhipipeError] = {}
+    for name, tuner in tuners.items():
+        try:
+            done.append(tuner.run(answers=effort.answers))
+        except Interrupted:
+            raise
+        except PhipipeError as error:
+            errors[name] = error
+    made = Tuning(done, command, errors)
+    return made if done else made.check()
+
+
+def _attempting(place: Workplace, audience: Audience, note: Note) -> Attempt:
     def attempt(plan: Plan) -> Outcome:
         building.check_room([plan], place, Where(), note)
         (outcome,) = building.attempt("tune", [plan], place, audience, Where())
@@ -146,30 +206,7 @@ def tune_builds(
             raise outcome.error
         return outcome
 
-    return [
-        tuner.tuned(one, attempt, aim, effort.files, answers=effort.answers, note=note)
-        for one in builds
-    ]
-
-
-def aim_of(size: str | None, bits: float | None, *, gates: bool, builds: int) -> Aim:
-    """What is asked for.
-
-    Raises:
-        RecipeError: more than one thing, a size that is none, or more than one file can show.
-    """
-    given = [f"`{name}`" for name, value in zip(_AIMS, (size, bits, gates), strict=True) if value]
-    if len(given) > 1:
-        raise RecipeError(f"{given[0]} and {given[1]} exclude each other", hint="give one of them")
-    if not given and builds == 1:
-        raise RecipeError(
-            "one build leaves no file to compare the recipe's own with",
-            hint="allow 2, or say how large the file may be: size, bits or gates",
-        )
-    return Aim(size_bytes=None if size is None else aims.size_of(size), bits=bits, by_gates=gates)
-
-
-_AIMS = ("size", "bits", "gates")
+    return attempt
 
 
 def page_of(recipe: Path) -> Path:
@@ -177,15 +214,24 @@ def page_of(recipe: Path) -> Path:
     return recipe.with_suffix(PAGE)
 
 
-def check_new(recipe: Path) -> None:
-    """Refuse to write over what is there, before anything is built.
+def check_target(recipe: Path) -> None:
+    """Refuse a place where recipe and page cannot be written, or are already: before anything is
+    built.
 
     Raises:
-        RecipeError: the recipe or its page is there.
+        RecipeError: says why.
     """
+    if recipe.suffix not in (".yaml", ".yml"):
+        raise RecipeError(f"`{recipe}` is no name of a recipe", hint="end it in .yaml (--write)")
+    folder = recipe.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "cannot be written" if folder.is_dir() else "is no folder"
+        raise RecipeError(f"`{folder}` {why}", hint="name a file in another folder with --write")
     for path in (recipe, page_of(recipe)):
         if path.exists():
-            raise RecipeError(f"`{path}` is there already", hint="name another file, or move it")
+            raise RecipeError(
+                f"`{path}` is there already", hint="name another file with --write, or move it"
+            )
 
 
 def _document(tuned: Tuned, recipe: str, page: str) -> output.Tuned:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, LOG_FORMAT, RECIPE, SETS, Count, UserPath, taking
 from phipipe.cli.workplace import store_of_user
 from phipipe.files.user_paths import Kind
+
+if TYPE_CHECKING:
+    from phipipe.api.tuning import Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +88,23 @@ def tune(recipe: Path, wish: Wish, sets: Sequence[str], only: Sequence[str], as_
     """
     from phipipe.api import tuning
     from phipipe.api.recipes import Recipe
+    from phipipe.tuning import aims
 
-    aim = tuning.aim_of(wish.size, wish.bits, gates=wish.gates, builds=wish.builds)
+    aim = aims.asked(wish.size, wish.bits, gates=wish.gates, builds=wish.builds)
     read = Recipe.load(recipe, sets, only)
     target = wish.write or Path(f"{read.name}-tuned.yaml")
-    tuning.check_new(target)
+    tuning.check_target(target)
     effort = tuning.Effort(files=wish.builds, answers=wish.answers)
-    tuned = tuning.tune_builds(read.builds, aim, effort, store_of_user(), audience, note)
-    done = tuning.Tuning(tuned, subprocess.list2cmdline(["phipipe", *sys.argv[1:]]))
+    line = subprocess.list2cmdline(["phipipe", *sys.argv[1:]])
+    place = store_of_user()
+    done = tuning.tune_builds(read.builds, aim, effort, place, audience, note, line)
     page = done.write(target)
     if as_json:
         answers.give(done.to_dict(str(target), str(page)))
-        return
+    else:
+        _show(done, target, page)
+    done.check()
+
+
+def _show(done: Tuning, target: Path, page: Path) -> None:
     echo(f"{done}\n\nrecipe   {target}\npage     {page}\nbuild    phipipe run {target}")

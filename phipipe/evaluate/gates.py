@@ -135,10 +135,9 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     if "answers" in inputs:
         metrics |= reports.read(Answers, inputs["answers"]).metrics
     verdicts = [
-        _verdict(name, metrics.get(name), limits)
-        for name, limits in sorted(params["gates"].items())
+        verdict(name, metrics.get(name), limits) for name, limits in sorted(params["gates"].items())
     ]
-    if failures := [_words(one) for one in verdicts if not one.passed]:
+    if failures := [words(one) for one in verdicts if not one.passed]:
         raise GateFailed(
             "gate failed: " + "; ".join(failures),
             hint="nothing was packaged; change `evaluate.gates`, or quantize less: more bits, "
@@ -147,14 +146,16 @@ def check_gates(inputs: Inputs, out: Path, params: Params) -> None:
     reports.write_verdicts(out, verdicts)
 
 
-def _verdict(metric: str, value: float | None, limits: Mapping[str, float]) -> Verdict:
+def verdict(metric: str, value: float | None, limits: Mapping[str, float]) -> Verdict:
+    """Whether ``value`` of ``metric`` lies within ``limits`` (min, max); None never does."""
     passed = value is not None and (
         limits.get("min", -math.inf) <= value <= limits.get("max", math.inf)
     )
     return Verdict.model_validate({"metric": metric, "value": value, **limits, "passed": passed})
 
 
-def _words(failure: Verdict) -> str:
+def words(failure: Verdict) -> str:
+    """What fails, and what was wanted."""
     limits = {name: getattr(failure, name) for name in ("min", "max")}
     wanted = " and ".join(f"{name} {v:g}" for name, v in limits.items() if v is not None)
     shown = "was not measured" if failure.value is None else f"is {failure.value:.4g}"

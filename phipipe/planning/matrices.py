@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -10,6 +12,8 @@ from phipipe import backends
 from phipipe.backends.base import Job
 from phipipe.models import linears
 from phipipe.planning import learned
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,5 +46,11 @@ def of(job: Job[BaseModel]) -> tuple[Matrices, ...]:
             found.append(rows * columns * weight_bits(job, name, stored, columns))
     return tuple(
         Matrices(name=name, width=width, count=len(each), size_bytes=round(sum(each) / 8))
-        for (name, width), each in bits.items()
+        for (name, width), each in _by_kind(bits)
     )
+
+
+def _by_kind(bits: Mapping[tuple[str, str], T]) -> list[tuple[tuple[str, str], T]]:
+    """Those of one kind together, kinds in the order in which they come."""
+    kinds = list(dict.fromkeys(name for name, _ in bits))
+    return sorted(bits.items(), key=lambda one: kinds.index(one[0][0]))

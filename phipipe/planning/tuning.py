@@ -19,7 +19,10 @@ from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
 
-SELECTION_TOKENS = 4096  # of the calibration text, behind what is learned from
+SELECTION, SELECTION_TOKENS = (
+    "selection",
+    4096,
+)  # of the calibration text, behind what is learned from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +150,12 @@ def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
     params = job.codec_params
     if job.learns:
         params = {"learn": recipe.weights.learn, "group_size": recipe.weights.group_size}
+    sensitive = sensitivity.sensitivity_step(job.checkpoint, recipe.calibrate.window)
     steps = (
         *needed(plan.steps, "source"),
         *calibration.calibration_steps(plan.build),
-        sensitivity.sensitivity_step(job.checkpoint, recipe.calibrate.window),
+        _selection_step(recipe),
+        replace(sensitive, after=(SELECTION,)),  # a text too short is told before
         sensitivity.errors_step(
             "torch" if job.learns else face.toolchain,
             "" if job.learns else recipe.backend,
@@ -161,13 +166,33 @@ def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
     return replace(plan, steps=tuple(replace(step, recipe=recipe.name) for step in steps))
 
 
+def _selection_step(recipe: Recipe) -> Step:
+    """The tokens that files are chosen by, as ``trial`` takes them from the calibration text."""
+    return Step(
+        name=SELECTION,
+        runs="evaluate/calibration",
+        version=1,
+        needs={"source": "source", "text": "calibration-text"},
+        params={
+            "tokens": _selected_tokens(recipe),
+            "window": recipe.evaluate.window,
+            "first": _learned_tokens(recipe),
+        },
+        toolchain="torch",
+    )
+
+
+def _selected_tokens(recipe: Recipe) -> int:
+    window = recipe.evaluate.window
+    return SELECTION_TOKENS // window * window or window
+
+
 def trial(plan: Plan) -> Plan:
     """The steps of ``plan`` that build its artifact, and score it on a text of the choice's own:
     what follows in the calibration text on the part that is learned from."""
     recipe = plan.build.recipe
     (text, *_) = calibration.calibration_steps(plan.build)
-    window = recipe.evaluate.window
-    tokens = SELECTION_TOKENS // window * window or window
+    tokens = _selected_tokens(recipe)
     steps = []
     for step in needed(plan.steps, "evaluate"):
         if step.name == "text":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from phipipe.errors import RecipeError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+LEAST_BITS, MOST_BITS = 1, 16  # of a weight
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)")
 
 
@@ -48,3 +49,34 @@ def size_of(text: str) -> int:
     if size_bytes < 1:
         raise RecipeError(f"a size of `{text[:40]}` holds nothing", hint="give 1MiB or more")
     return size_bytes
+
+
+def asked(size: str | None, bits: float | None, *, gates: bool, builds: int) -> Aim:
+    """What is asked for.
+
+    Raises:
+        RecipeError: more than one thing, a size or bits that are none, or more than one file can
+            show.
+        TypeError: ``size`` is no text, or ``bits`` no number.
+    """
+    if size is not None and not isinstance(size, str):
+        raise TypeError("size is no text: give one such as 2.2GiB")
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float)):
+        raise TypeError("bits is no number: give one such as 4.5")
+    asked = {"size": size is not None, "bits": bits is not None, "gates": gates}
+    given = [name for name, is_given in asked.items() if is_given]
+    if len(given) > 1:
+        raise RecipeError(
+            f"`{given[0]}` and `{given[1]}` exclude each other", hint="give one of them"
+        )
+    if bits is not None and not LEAST_BITS <= bits <= MOST_BITS:
+        raise RecipeError(
+            f"{bits:g} bits for a weight are none that a file has",
+            hint=f"give {LEAST_BITS} to {MOST_BITS}, such as 4.5",
+        )
+    if not given and builds == 1:
+        raise RecipeError(
+            "one build leaves no file to compare the recipe's own with",
+            hint="allow 2, or say how large the file may be: size, bits or gates",
+        )
+    return Aim(size_bytes=None if size is None else size_of(size), bits=bits, by_gates=gates)

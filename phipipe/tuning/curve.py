@@ -68,6 +68,11 @@ class Curve:
         return {name: hull(options)[0] for name, options in self.groups.items()}
 
     @cached_property
+    def closest(self) -> Choice:
+        """The choice with the least loss."""
+        return {name: hull(options)[-1] for name, options in self.groups.items()}
+
+    @cached_property
     def _moves(self) -> list[_Move]:
         """All steps down the hulls, the steepest first: those of one group stay in order."""
         every = [

@@ -137,7 +137,7 @@ def _sentences(tuned: Tuned) -> Iterator[str]:
     yield f"{built[0].upper()}{built[1:]} {'was' if len(tuned.trials) == 1 else 'were'} built."
     today = next((trial for trial in tuned.trials if trial.what == AS_IT_STANDS), None)
     if today is best:
-        yield "None is better than the recipe as it stands, so the new recipe keeps its options."
+        yield "No file that fits is closer than the recipe as it stands, which keeps its options."
     elif today is not None:
         yield _beside(best, today)
     else:

@@ -23,7 +23,7 @@ MOST_CHARACTERS = 80  # of a recipe's name
 
 def compose(tuned: Sequence[Tuned], folder: Path, command: str) -> str:
     """A recipe for ``folder`` that builds what ``command`` chose for each of ``tuned``."""
-    lines = [f"# The widths of single matrices were chosen by: {one_line(command)}"]
+    lines = [f"# Written by: {one_line(command)}"]
     for one in tuned:
         lines += [f"# {line}".rstrip() for line in evidence(one)]
     data = [_data(one, folder) for one in tuned]
@@ -39,12 +39,18 @@ def evidence(tuned: Tuned) -> Iterator[str]:
         f"{tuned.build.name}: mean KL divergence on {SELECTION_TOKENS} tokens of the calibration "
         "text that nothing is learned from"
     )
-    yield from (f"  {_row(one)}" for one in tuned.trials)
-    yield (
-        f"  on the evaluation text: {metrics['kld_mean']:.4g} ± {errors.get('kld_mean', 0.0):.1g}, "
-        f"same first choice {100 * metrics['top1']:.1f} %"
-    )
+    if tuned.limit_bytes is not None:
+        yield f"  at most {human(tuned.limit_bytes)} ({tuned.limit_bytes:,} bytes)"
+    yield from (f"  {_row(one, tuned)}" for one in tuned.trials)
+    if tuned.best.choice is None:
+        yield "  the recipe keeps its own widths: no file that fits is closer"
+    kld = f"{metrics['kld_mean']:.4g} ± {errors.get('kld_mean', 0.0):.1g}"
+    same = f"same first choice {100 * metrics['top1']:.1f} %"
+    yield f"  that file on the evaluation text: {kld}, {same}"
     yield from (f"  {line}" for line in _answers(tuned))
+    yield from (f"  gate failed: {line}" for line in tuned.failed)
+    if tuned.unjudged:
+        yield f"  gates that `run` judges: {', '.join(tuned.unjudged)}"
 
 
 def _answers(tuned: Tuned) -> Iterator[str]:
@@ -60,11 +66,15 @@ def _answers(tuned: Tuned) -> Iterator[str]:
     yield from answer_words.remarks(answers)
 
 
-def _row(trial: Trial) -> str:
+def _row(trial: Trial, tuned: Tuned) -> str:
     told = f"{trial.what}: {human(trial.size_bytes)}, {trial.kld:.4g}"
-    if trial.predicted_kld is None:
-        return told
-    return f"{told} (predicted {trial.predicted_kld:.4g})"
+    if trial.predicted_kld is not None:
+        told += f" (predicted {trial.predicted_kld:.4g})"
+    if trial is tuned.best:
+        return f"{told}  <- taken"
+    if tuned.limit_bytes is not None and trial.size_bytes > tuned.limit_bytes:
+        return f"{told}, too large by {trial.size_bytes - tuned.limit_bytes:,} bytes"
+    return told
 
 
 def _data(tuned: Tuned, folder: Path) -> dict[str, Json]:
@@ -88,7 +98,7 @@ def _put(data: dict[str, Json], where: Where, value: str) -> None:
 def _moved(path: Path, folder: Path) -> str:
     """``path`` as seen from ``folder``; on another drive as it is."""
     try:
-        return Path(os.path.relpath(path, folder)).as_posix()
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:
         return path.as_posix()
 

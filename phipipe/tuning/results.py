@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from phipipe.evaluate import gates
 from phipipe.evaluate.answer_reports import Answers
-from phipipe.evaluate.reports import Metrics
+from phipipe.evaluate.reports import Metrics, Verdict
 from phipipe.execution.results import Outcome
 from phipipe.recipe.build import Build
 from phipipe.steps import Json
@@ -77,6 +78,25 @@ class Tuned:
     def answers(self) -> Answers | None:
         """What the best file answers to prompts; None where nothing was asked."""
         return self.final.load("answers", Answers)
+
+    def verdicts(self) -> list[Verdict]:
+        """The recipe's gates on what was measured at the end; speed was not."""
+        found: dict[str, float] = dict(self.metrics.metrics)
+        found |= self.answers.metrics if self.answers else {}
+        return [
+            gates.verdict(name, found.get(name), gate.model_dump(exclude_none=True))
+            for name, gate in sorted(self.build.recipe.evaluate.gates.items())
+        ]
+
+    @property
+    def failed(self) -> list[str]:
+        """Gates that the best file does not pass, in words: `run` would refuse it."""
+        return [gates.words(v) for v in self.verdicts() if v.value is not None and not v.passed]
+
+    @property
+    def unjudged(self) -> list[str]:
+        """Gates on what only `run` measures."""
+        return [verdict.metric for verdict in self.verdicts() if verdict.value is None]
 
     def predicted(self) -> list[tuple[int, float]]:
         """The predicted curve: bytes of a file, and its mean KL divergence in nats."""

@@ -12,6 +12,7 @@ from functools import cached_property
 from phipipe import backends
 from phipipe.algorithms import sensitivity
 from phipipe.errors import TargetError
+from phipipe.evaluate import gates
 from phipipe.evaluate.reports import Metrics
 from phipipe.execution.results import Outcome
 from phipipe.planning import preparation, tuning
@@ -27,7 +28,7 @@ from phipipe.tuning.aims import Aim
 from phipipe.tuning.curve import Choice, Curve, Option, Point
 from phipipe.tuning.fit import Fit, Measured
 from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST, Check, Trial, Tuned
-from phipipe.words import human
+from phipipe.words import counted, human
 
 Attempt = Callable[[Plan], Outcome]
 """Does the steps of a plan; raises what fails."""
@@ -35,48 +36,44 @@ GAIN = 0.01  # of the loss: for less, what is left of a budget is not worth anot
 CLOSE = 0.9  # a file this near to a gate, from below, is as small as it gets
 
 
-def tuned(
-    build: Build,
-    attempt: Attempt,
-    aim: Aim,
-    builds: int,
-    *,
-    answers: bool,
-    note: Callable[[str], None] = lambda line: None,
-) -> Tuned:
-    """The best widths for ``build``, of at most so many files that are ``builds``; ``note`` hears
-    which file comes next.
+class Tuner:
+    """The choice of widths for ``build``, on at most so many files that are ``builds``; ``note``
+    hears which file comes next.
 
     Raises:
-        TargetError: nothing can be chosen, or no choice reaches the aim.
-        PhipipeError: as ``preparation.prepare``; or a step failed.
+        TargetError: nothing can be chosen, or no choice reaches the aim. No step has run.
+        PhipipeError: as ``preparation.prepare``.
     """
-    return _Tuner(build, attempt, aim, builds, note).run(answers=answers)
 
-
-class _Tuner:
     def __init__(
         self,
         build: Build,
         attempt: Attempt,
         aim: Aim,
         builds: int,
-        note: Callable[[str], None],
+        note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._build, self._attempt, self._aim, self._left = build, attempt, aim, builds
         self._builds, self._note = builds, note
         self._read = ReadOnce()
         self._plan = preparation.prepare(build, self._read)
-        job = preparation.job_of(build, self._plan.whole)
-        self._scope = tuning.scope(build, job)
+        self._job = preparation.job_of(build, self._plan.whole)
+        self._scope = tuning.scope(build, self._job)
         self._limit = aim.limit_bytes(self._plan.whole.parameters)
         self._gate = self._kld_gate() if aim.by_gates else math.inf
         self._check_reachable(self._scope.smallest_bytes)
-        self._tell("what an error in each matrix costs")
-        self._sensed = attempt(tuning.sensing(self._plan, job, self._scope))
+        self._sensing = tuning.sensing(self._plan, self._job, self._scope)
         self._trials: list[Trial] = []
 
     def run(self, *, answers: bool) -> Tuned:
+        """The best widths.
+
+        Raises:
+            TargetError: no choice reaches the aim.
+            PhipipeError: a step failed.
+        """
+        self._tell("what an error in each matrix costs")
+        self._sensed = self._attempt(self._sensing)
         if self._aim.as_today:
             self._limit = self._try(None, AS_IT_STANDS).size_bytes
         if self._left > 1:
@@ -224,23 +221,21 @@ class _Tuner:
         for trial in self._trials:  # within its divergence, and stopped by another gate
             if trial.kld <= self._gate and not self._passes(trial):
                 goal = min(goal, 0.8 * trial.kld)
-        return self._curve.reaching(self._fit.loss(goal))
+        return self._curve.reaching(self._fit.loss(goal)) or self._curve.closest
 
     def _passes(self, trial: Trial) -> bool:
-        for name, gate in self._build.recipe.evaluate.gates.items():
-            value = trial.metrics.get(name)
-            if value is not None and not (
-                (gate.min is None or value >= gate.min) and (gate.max is None or value <= gate.max)
-            ):
-                return False
-        return True
+        return all(
+            gates.verdict(name, trial.metrics[name], gate.model_dump(exclude_none=True)).passed
+            for name, gate in self._build.recipe.evaluate.gates.items()
+            if name in trial.metrics
+        )
 
     # Ends
 
     def _kld_gate(self) -> float:
         gate = self._build.recipe.evaluate.gates.get("kld_mean")
         if gate is None or gate.max is None:
-            message = "the recipe has no gate `kld_mean`, which says how close a file must be"
+            message = "no gate says how far a file may be: `kld_mean` has no `max`"
             hint = "add `evaluate: {gates: {kld_mean: {max: 0.1}}}`, or give --size"
             raise problem_at(self._build, ("evaluate", "gates"), message, hint, ("evaluate",))
         return gate.max
@@ -249,8 +244,8 @@ class _Tuner:
         """Refuse a size that no choice of widths gets to."""
         if self._limit is not None and not self._aim.as_today and smallest_bytes > self._limit:
             raise TargetError(
-                f"{self._build.name}: no choice of widths gets below {human(smallest_bytes)}, and "
-                f"{human(self._limit)} were asked for",
+                f"{self._build.name}: no choice of widths gets below {smallest_bytes:,} bytes "
+                f"({human(smallest_bytes)}), and {self._limit:,} were asked for",
                 hint="allow more, or take another backend or a smaller model",
             )
 
@@ -261,17 +256,19 @@ class _Tuner:
                 return min(fitting, key=lambda trial: trial.kld)
             (nearest, *_) = sorted(self._trials, key=lambda trial: trial.size_bytes)
             raise TargetError(
-                f"{self._build.name}: the file has {human(nearest.size_bytes)}, and "
-                f"{human(self._limit)} were asked for",
+                f"{self._build.name}: the file has {nearest.size_bytes:,} bytes, and "
+                f"{self._limit:,} were asked for",
                 hint="let more files be built (--builds 4), or allow more",
             )
         passing = [trial for trial in self._trials if self._passes(trial)]
         if not passing:
             closest = min(self._trials, key=lambda trial: trial.kld)
+            built = counted(len(self._trials), "file")
+            more = ", or let more files be built (--builds)" if not self._left else ""
             raise TargetError(
-                f"{self._build.name}: none of {len(self._trials)} files passes the gates; the "
-                f"closest has a mean KL divergence of {closest.kld:.3g}",
-                hint="loosen `evaluate.gates`, or let more files be built (--builds)",
+                f"{self._build.name}: of {built} none passes the gates; the closest has a mean KL "
+                f"divergence of {closest.kld:.3g}",
+                hint=f"loosen `evaluate.gates`{more}",
             )
         return min(passing, key=lambda trial: trial.size_bytes)
 

@@ -28,7 +28,7 @@ from phipipe.tuning.fit import Fit, Measured
 from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST, Check, Trial, Tuned
 from testing.places import RECIPES
 
-TINY = ("source={builtin: tiny-phi3}", "evaluate.text={builtin: stories}")
+TINY = ("source={builtin: tiny-phi3}", "evaluate.text={builtin: stories}", "weights={}")
 NO_PLAN: Any = None
 ANSWERS = Answers(
     metrics={"ended": 0.75, "loops": 0.0, "answer_flips": 0.25},

@@ -95,7 +95,7 @@ def test_the_aim_stands_in_words(onnx: Tuned, aim: Aim, limit: int | None, words
 def test_where_the_recipe_as_it_stands_is_best_no_map_is_shown(onnx: Tuned) -> None:
     best = next(one for one in onnx.trials if one.what == AS_IT_STANDS)
     made = read(replace(onnx, best=best))
-    assert "None is better than the recipe as it stands" in made.seen
+    assert "No file that fits is closer than the recipe as it stands" in made.seen
     assert "Width of each matrix" not in made.seen
 
 

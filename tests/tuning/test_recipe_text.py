@@ -155,7 +155,7 @@ def test_the_evidence_stands_above(tmp_path: Path) -> None:
     head = recipe_text.compose([tuned], tmp_path, "phipipe tune x.yaml").split("name:")[0]
     lines = head.splitlines()
     assert all(line.startswith("#") for line in lines)
-    assert "chosen by: phipipe tune x.yaml" in lines[0]
+    assert "Written by: phipipe tune x.yaml" in lines[0]
     for one in tuned.trials:
         assert any(f"{one.what}: " in line and f"{one.kld:.4g}" in line for line in lines)
     assert any("on the evaluation text" in line for line in lines)

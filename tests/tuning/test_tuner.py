@@ -23,9 +23,9 @@ from phipipe.planning.plan import Plan
 from phipipe.recipe import document, loading
 from phipipe.recipe.build import Build
 from phipipe.store.records import Stored
-from phipipe.tuning import tuner
 from phipipe.tuning.aims import Aim
 from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST
+from phipipe.tuning.tuner import Tuner
 
 BESIDE = 700_000  # bytes of a file that no plan counts
 
@@ -118,7 +118,7 @@ def _loss(name: str, width: Any) -> float:
 @pytest.mark.parametrize("bits", [5.5, 7.0])
 def test_the_best_file_fits_and_was_predicted(tmp_path: Path, backend: str, bits: float) -> None:
     world = World(tmp_path)
-    found = tuner.tuned(build_of(backend), world.attempt, Aim(bits=bits * 2), 4, answers=False)
+    found = Tuner(build_of(backend), world.attempt, Aim(bits=bits * 2), 4).run(answers=False)
     assert [trial.what for trial in found.trials][:2] == [SMALLEST, CHOSEN]
     assert found.trials[-1].what == AS_IT_STANDS
     assert found.best.what == CHOSEN
@@ -144,7 +144,7 @@ def test_no_file_that_is_taken_is_too_large(
     limit = int(scope.smallest_bytes + share * (largest - scope.smallest_bytes)) + BESIDE
     world = World(tmp_path_factory.mktemp("world"), factor, power)
     try:
-        found = tuner.tuned(build, world.attempt, Aim(size_bytes=limit), files, answers=False)
+        found = Tuner(build, world.attempt, Aim(size_bytes=limit), files).run(answers=False)
     except TargetError:
         assert files == 1  # whose file was a little too large, and nothing was left to correct it
         return
@@ -153,14 +153,14 @@ def test_no_file_that_is_taken_is_too_large(
 
 
 def test_without_an_aim_the_recipe_sets_the_size(tmp_path: Path) -> None:
-    found = tuner.tuned(build_of("onnxruntime"), World(tmp_path).attempt, Aim(), 4, answers=False)
+    found = Tuner(build_of("onnxruntime"), World(tmp_path).attempt, Aim(), 4).run(answers=False)
     assert found.trials[0].what == AS_IT_STANDS
     assert found.limit_bytes == found.trials[0].size_bytes
 
 
 def test_gates_give_the_smallest_file_that_passes(tmp_path: Path) -> None:
     world = World(tmp_path)
-    found = tuner.tuned(build_of("llamacpp"), world.attempt, Aim(by_gates=True), 5, answers=False)
+    found = Tuner(build_of("llamacpp"), world.attempt, Aim(by_gates=True), 5).run(answers=False)
     assert found.best.kld <= 0.01
     assert found.best.kld >= 0.007
     smaller = [trial for trial in found.trials if trial.size_bytes < found.best.size_bytes]
@@ -172,21 +172,21 @@ def test_gates_that_nothing_passes_are_told(tmp_path: Path) -> None:
     gates = {"kld_mean": build.recipe.evaluate.gates["kld_mean"].model_copy(update={"max": 1e-9})}
     evaluate = build.recipe.evaluate.model_copy(update={"gates": gates})
     build = replace(build, recipe=build.recipe.model_copy(update={"evaluate": evaluate}))
-    with pytest.raises(TargetError, match="none of"):
-        tuner.tuned(build, World(tmp_path).attempt, Aim(by_gates=True), 4, answers=False)
+    with pytest.raises(TargetError, match="none passes"):
+        Tuner(build, World(tmp_path).attempt, Aim(by_gates=True), 4).run(answers=False)
 
 
 def test_a_size_that_no_choice_reaches_is_refused_before_a_step(tmp_path: Path) -> None:
     world = World(tmp_path)
     with pytest.raises(TargetError, match=r"no choice of widths gets below \d"):
-        tuner.tuned(build_of("openvino"), world.attempt, Aim(size_bytes=1000), 4, answers=False)
+        Tuner(build_of("openvino"), world.attempt, Aim(size_bytes=1000), 4).run(answers=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_backend_without_widths_says_which_have_some(tmp_path: Path) -> None:
     text = build_of("litert")
     with pytest.raises(TargetError, match="nothing to choose") as caught:
-        tuner.tuned(text, World(tmp_path).attempt, Aim(bits=5), 4, answers=False)
+        Tuner(text, World(tmp_path).attempt, Aim(bits=5), 4).run(answers=False)
     assert "onnxruntime" in (caught.value.hint or "")
 
 
@@ -194,7 +194,7 @@ def test_other_precisions_are_refused_by_place(tmp_path: Path) -> None:
     build = build_of("onnxruntime")
     build = replace(build, recipe=build.recipe.model_copy(update={"precision": "int8"}))
     with pytest.raises(TargetError, match="int4 builds"):
-        tuner.tuned(build, World(tmp_path).attempt, Aim(bits=5), 4, answers=False)
+        Tuner(build, World(tmp_path).attempt, Aim(bits=5), 4).run(answers=False)
 
 
 def test_texts_to_learn_from_and_to_choose_by_are_apart(tmp_path: Path) -> None:
@@ -213,3 +213,26 @@ def test_learned_widths_are_chosen_in_groups_that_the_lattice_has(tmp_path: Path
     assert set(scope.groups["layers.0.mlp.down_proj"].widths) == {
         f"{bits} bits in groups of {size}" for bits in (4, 8) for size in (32, 64, 128)
     }
+
+
+def test_gates_out_of_reach_are_tried_with_the_widest_choice(tmp_path: Path) -> None:
+    build = build_of("onnxruntime")
+    gates = {"kld_mean": build.recipe.evaluate.gates["kld_mean"].model_copy(update={"max": 1e-12})}
+    evaluate = build.recipe.evaluate.model_copy(update={"gates": gates})
+    build = replace(build, recipe=build.recipe.model_copy(update={"evaluate": evaluate}))
+    told = []
+    with pytest.raises(TargetError) as caught:
+        Tuner(build, World(tmp_path).attempt, Aim(by_gates=True), 6, told.append).run(answers=False)
+    assert any(CHOSEN in line for line in told)
+    assert "--builds" not in (caught.value.hint or "")  # more of them would not help
+
+
+def test_a_text_too_short_to_choose_by_is_told_before_anything_is_measured() -> None:
+    build = build_of("onnxruntime")
+    plan = preparation.prepare(build)
+    job = preparation.job_of(build, plan.whole)
+    steps = {s.name: s for s in tuning.sensing(plan, job, tuning.scope(build, job)).steps}
+    assert steps["sensitivity"].after == (tuning.SELECTION,)
+    selected, chosen = steps[tuning.SELECTION].params, tuning.trial(plan).steps
+    baseline = next(step for step in chosen if step.name == "baseline")
+    assert {key: baseline.params[key] for key in ("first", "tokens", "window")} == selected
