@@ -117,7 +117,7 @@ def test_plan_shows_them_to_people_and_machines(run: Run) -> None:
     assert code == 0, err
     (row,) = [line.split() for line in out.splitlines() if "down_proj" in line]
     assert row[:6] == ["layers.*.mlp.down_proj", "5", "8", "bits", "in", "groups"]
-    assert "these take 1 MiB of the artifact's 5 MiB" in out
+    assert "these take 1020 KiB of the artifact's 5.4 MiB" in out
     (told,) = documents.fits(["plan"], run("plan", QUICKSTART, *sets, "--json")[1])
     (group,) = told["matrices"]
     assert (group["count"], group["width"]) == (5, "8 bits in groups of 64")

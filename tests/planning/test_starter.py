@@ -38,6 +38,7 @@ from phipipe.planning import (
     preparation,
     starter,
     starter_choice,
+    starter_text,
     starter_words,
     targets,
 )
@@ -489,7 +490,7 @@ def test_options_that_keep_layers_wider_are_those_that_the_hint_names(name: str)
     face = backends.load(name)
     assert not face.is_uniform(face.options(**face.apart))
     for key, value in face.apart.items():
-        assert f"`quantize.{key}: {value}`" in face.wider
+        assert f"`quantize.{key}: {starter_text.flow(value)}`" in face.wider
 
 
 @pytest.mark.parametrize(
