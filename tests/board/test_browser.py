@@ -268,7 +268,7 @@ def test_a_question_mark_explains_beside_itself(size: str, browser: Browser, fol
         mark.scroll_into_view_if_needed()
         mark.tap()
         note = page.locator("[popover]:popover-open")
-        assert "How far the build's predictions are from the original's" in note.inner_text()
+        assert "How far the file's predictions are from the original's" in note.inner_text()
         box, own = note.bounding_box(), mark.bounding_box()
         assert box is not None
         assert own is not None
