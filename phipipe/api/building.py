@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from phipipe.api.recipes import Recipe, Sets, texts_of
+from phipipe.api.recipes import Recipe, Sets, opened, texts_of
 from phipipe.api.workplace import (
     Names,
     Note,
@@ -20,7 +20,7 @@ from phipipe.api.workplace import (
     path_of,
     planning_on,
 )
-from phipipe.errors import PhipipeError, RecipeError
+from phipipe.errors import PhipipeError
 from phipipe.execution import dispatch, events, preflight
 from phipipe.execution.manner import Manner
 from phipipe.execution.results import Listener, Outcome
@@ -67,12 +67,7 @@ def planned(
         if not isinstance(recipe, Recipe):
             file = recipe if isinstance(recipe, Path) else path_of(recipe, Kind.FILE, "the recipe")
             return planner.planned(file, texts_of(sets), names_of(only), elsewhere=elsewhere)
-        if texts_of(sets):
-            raise RecipeError(
-                "`sets` cannot change a recipe that was read already",
-                hint="phipipe.Recipe.load(path, sets=...)",
-            )
-        builds = (recipe.only(*names_of(only)) if names_of(only) else recipe).builds
+        builds = opened(recipe, sets, only).builds
         return planner.prepared(builds, elsewhere=elsewhere)
 
 

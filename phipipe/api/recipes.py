@@ -93,6 +93,22 @@ class Recipe:
         return pages.table(head, self._rows(), caption=f"recipe {self.name}")
 
 
+def opened(recipe: Recipe | UserPath, sets: Sets, only: Names) -> Recipe:
+    """What a call was given as ``recipe``, with the variants ``only``; all of them without it.
+
+    Raises:
+        RecipeError: as ``Recipe.load``; or there are ``sets`` for one that was read already.
+    """
+    if not isinstance(recipe, Recipe):
+        return Recipe.load(recipe, sets, only)
+    if texts_of(sets):
+        raise RecipeError(
+            "`sets` cannot change a recipe that was read already",
+            hint="phipipe.Recipe.load(path, sets=...)",
+        )
+    return recipe.only(*names_of(only)) if names_of(only) else recipe
+
+
 def texts_of(sets: Sets) -> list[str]:
     """``sets`` as the command line has them: ``KEY=VALUE``, the value in YAML.
 

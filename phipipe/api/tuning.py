@@ -11,8 +11,8 @@ from phipipe import failures
 from phipipe.api import building, workplace
 from phipipe.api.building import Audience, Where
 from phipipe.api.events import OnProgress, Telling
-from phipipe.api.recipes import Recipe, Sets, texts_of
-from phipipe.api.workplace import Names, Note, UserPath, Workplace, names_of, path_of
+from phipipe.api.recipes import Recipe, Sets, opened
+from phipipe.api.workplace import Names, Note, UserPath, Workplace, path_of
 from phipipe.errors import GateFailed, Interrupted, PhipipeError, RecipeError
 from phipipe.execution.results import Outcome
 from phipipe.files import new_files
@@ -144,19 +144,8 @@ def tune(
     aim = aims.asked(size, bits, gates=gates, builds=builds)
     listener, effort = Telling(on_progress), Effort(files=builds, answers=answers)
     place = workplace.of_user(listener.note)
-    every = _read(recipe, sets, only).builds
+    every = opened(recipe, sets, only).builds
     return tune_builds(every, aim, effort, place, listener.audience, listener.note)
-
-
-def _read(recipe: Recipe | UserPath, sets: Sets, only: Names) -> Recipe:
-    if not isinstance(recipe, Recipe):
-        return Recipe.load(recipe, sets, only)
-    if texts_of(sets):
-        raise RecipeError(
-            "`sets` cannot change a recipe that was read already",
-            hint="phipipe.Recipe.load(path, sets=...)",
-        )
-    return recipe.only(*names_of(only)) if names_of(only) else recipe
 
 
 def tune_builds(
@@ -174,7 +163,6 @@ def tune_builds(
     Raises:
         PhipipeError: what is wrong with any of them before that, or with all of them after.
     """
-
     attempt = _attempting(place, audience, note)
     wrong: list[PhipipeError] = []
     tuners: dict[str, Tuner] = {}

@@ -40,32 +40,26 @@ def calibration_steps(build: Build) -> list[Step]:
         )
     return [
         take.text_step(text, build.folder, "calibration"),
-        Step(
-            name="calibration",
-            runs="evaluate/calibration",
-            version=1,
-            needs={"source": "source", "text": "calibration-text"},
-            params={"tokens": recipe.calibrate.tokens, "window": recipe.calibrate.window},
-            toolchain="torch",
-        ),
+        tokens_step("calibration", recipe.calibrate.tokens, recipe.calibrate.window),
     ]
+
+
+def tokens_step(name: str, tokens: int, window: int, first: int = 0) -> Step:
+    """So many ``tokens`` of the calibration text in windows, behind the ``first`` ones."""
+    return Step(
+        name=name,
+        runs="evaluate/calibration",
+        version=1,
+        needs={"source": "source", "text": "calibration-text"},
+        params={"tokens": tokens, "window": window, **({"first": first} if first else {})},
+        toolchain="torch",
+    )
 
 
 def held_out_step(recipe: Recipe) -> Step:
     """Tokens of the calibration text behind those that are learned from."""
-    calibrate = recipe.calibrate
-    return Step(
-        name=distilled.HELD_OUT,
-        runs="evaluate/calibration",
-        version=1,
-        needs={"source": "source", "text": "calibration-text"},
-        params={
-            "tokens": distilled.held_out_tokens(calibrate.window),
-            "window": calibrate.window,
-            "first": calibrate.tokens,
-        },
-        toolchain="torch",
-    )
+    calibrate, tokens = recipe.calibrate, distilled.held_out_tokens(recipe.calibrate.window)
+    return tokens_step(distilled.HELD_OUT, tokens, calibrate.window, calibrate.tokens)
 
 
 def _usual_text(recipe: Recipe) -> Text | None:

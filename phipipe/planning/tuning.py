@@ -19,10 +19,8 @@ from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
 
-SELECTION, SELECTION_TOKENS = (
-    "selection",
-    4096,
-)  # of the calibration text, behind what is learned from
+SELECTION = "selection"  # the step that takes
+SELECTION_TOKENS = 4096  # of the calibration text, behind what is learned from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,18 +166,8 @@ def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
 
 def _selection_step(recipe: Recipe) -> Step:
     """The tokens that files are chosen by, as ``trial`` takes them from the calibration text."""
-    return Step(
-        name=SELECTION,
-        runs="evaluate/calibration",
-        version=1,
-        needs={"source": "source", "text": "calibration-text"},
-        params={
-            "tokens": _selected_tokens(recipe),
-            "window": recipe.evaluate.window,
-            "first": _learned_tokens(recipe),
-        },
-        toolchain="torch",
-    )
+    tokens, first = _selected_tokens(recipe), _learned_tokens(recipe)
+    return calibration.tokens_step(SELECTION, tokens, recipe.evaluate.window, first)
 
 
 def _selected_tokens(recipe: Recipe) -> int:

@@ -10,12 +10,22 @@ from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Metrics, Verdict
 from phipipe.execution.results import Outcome
 from phipipe.recipe.build import Build
+from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Json
 from phipipe.tuning.aims import Aim
 from phipipe.tuning.curve import Choice, Curve, Point
 from phipipe.tuning.fit import Fit
 
 AS_IT_STANDS, SMALLEST, CHOSEN = "as it stands", "smallest", "chosen"
+
+
+def verdicts(recipe: Recipe, metrics: Mapping[str, float]) -> list[Verdict]:
+    """The gates of ``recipe`` on ``metrics``, by name; one on what is not among them fails, without
+    a value."""
+    return [
+        gates.verdict(name, metrics.get(name), gate.model_dump(exclude_none=True))
+        for name, gate in sorted(recipe.evaluate.gates.items())
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +93,7 @@ class Tuned:
         """The recipe's gates on what was measured at the end; speed was not."""
         found: dict[str, float] = dict(self.metrics.metrics)
         found |= self.answers.metrics if self.answers else {}
-        return [
-            gates.verdict(name, found.get(name), gate.model_dump(exclude_none=True))
-            for name, gate in sorted(self.build.recipe.evaluate.gates.items())
-        ]
+        return verdicts(self.build.recipe, found)
 
     @property
     def failed(self) -> list[str]:

@@ -12,7 +12,6 @@ from functools import cached_property
 from phipipe import backends
 from phipipe.algorithms import sensitivity
 from phipipe.errors import TargetError
-from phipipe.evaluate import gates
 from phipipe.evaluate.reports import Metrics
 from phipipe.execution.results import Outcome
 from phipipe.planning import preparation, tuning
@@ -27,7 +26,15 @@ from phipipe.tuning import maps
 from phipipe.tuning.aims import Aim
 from phipipe.tuning.curve import Choice, Curve, Option, Point
 from phipipe.tuning.fit import Fit, Measured
-from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST, Check, Trial, Tuned
+from phipipe.tuning.results import (
+    AS_IT_STANDS,
+    CHOSEN,
+    SMALLEST,
+    Check,
+    Trial,
+    Tuned,
+    verdicts,
+)
 from phipipe.words import counted, human
 
 Attempt = Callable[[Plan], Outcome]
@@ -224,11 +231,9 @@ class Tuner:
         return self._curve.reaching(self._fit.loss(goal)) or self._curve.closest
 
     def _passes(self, trial: Trial) -> bool:
-        return all(
-            gates.verdict(name, trial.metrics[name], gate.model_dump(exclude_none=True)).passed
-            for name, gate in self._build.recipe.evaluate.gates.items()
-            if name in trial.metrics
-        )
+        """Whether it is within all gates on what a trial measures."""
+        judged = verdicts(self._build.recipe, trial.metrics)
+        return all(one.passed for one in judged if one.value is not None)
 
     # Ends
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from testing.drive import answer, message
+from testing.broken_layers import said_of_nan
+from testing.drive import answer
 from testing.variants import TINY, tokens
 from transformers import AutoModelForCausalLM
 
@@ -163,21 +164,6 @@ def worse(root: Path) -> dict[str, Any]:
     return {"digest": Lattice(out).digest, "before": Lattice(root / "weights").digest, "told": told}
 
 
-def nan(root: Path) -> list[str]:
-    """What is said where activations are no numbers."""
-    through = distil.Layerwise.through
-
-    def breaks(self: Any, i: int, *given: Any) -> torch.Tensor:
-        hidden: torch.Tensor = through(self, i, *given)
-        return hidden * float("nan") if i == 1 else hidden
-
-    distil.Layerwise.through = breaks  # type: ignore[method-assign]
-    try:
-        return message(lambda: distilled(root, "nan"))
-    finally:
-        distil.Layerwise.through = through  # type: ignore[method-assign]
-
-
 def checks(root: Path) -> dict[str, Callable[[], object]]:
     whole = tokens("calibration.txt", WINDOWS + HELD, WINDOW)
     for name, part in (("calibration", whole[:WINDOWS]), ("held-out", whole[WINDOWS:])):
@@ -196,7 +182,7 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "slopes": lambda: slopes(root),
         "cut": lambda: cut_short(root),
         "worse": lambda: worse(root),
-        "nan": lambda: nan(root),
+        "nan": lambda: said_of_nan(lambda: distilled(root, "nan")),
         "passes": lambda: distil.PASSES,
     }
 

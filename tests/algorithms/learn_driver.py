@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from testing.drive import answer, message
+from testing.broken_layers import said_of_nan
+from testing.drive import answer
 from testing.variants import TINY, tokens
 from transformers import AutoModelForCausalLM
 
@@ -144,21 +145,6 @@ def resumed_signs(root: Path) -> dict[str, Any]:
     }
 
 
-def nan(root: Path) -> list[str]:
-    """What is said where activations are no numbers."""
-    through = learn.Layerwise.through
-
-    def breaks(self: Any, i: int, *given: Any) -> torch.Tensor:
-        hidden: torch.Tensor = through(self, i, *given)
-        return hidden * float("nan") if i == 1 else hidden
-
-    learn.Layerwise.through = breaks  # type: ignore[method-assign]
-    try:
-        return message(lambda: learned(root, "gptq", "nan"))
-    finally:
-        learn.Layerwise.through = through  # type: ignore[method-assign]
-
-
 def errors() -> dict[str, float]:
     """What a matrix's output is off by, rounded in three ways, its inputs driven unevenly."""
     random = torch.Generator().manual_seed(0)
@@ -245,7 +231,7 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "asked": widths,
         "errors": errors,
         "moved": moved,
-        "nan": lambda: nan(root),
+        "nan": lambda: said_of_nan(lambda: learned(root, "gptq", "nan")),
         "second": lambda: Lattice(learned(root, "gptq", "second")).digest,
         "cut": lambda: cut_short(root),
         "codecs": lambda: codecs(root),

@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from testing.drive import answer, message
+from testing.broken_layers import said_of_nan
+from testing.drive import answer
 from testing.variants import TINY, digest, tied, tokens
 from transformers import AutoModelForCausalLM
 
@@ -87,21 +87,6 @@ def unheard(root: Path) -> dict[str, float]:
         return {kind: float(arrays[f"layers.2.{kind}.rows"].sum()) for kind in kinds}
 
 
-def nan(root: Path) -> list[str]:
-    """What is said where activations are no numbers."""
-    through = fisher.Layerwise.through
-
-    def breaks(self: Any, i: int, *given: Any) -> torch.Tensor:
-        hidden: torch.Tensor = through(self, i, *given)
-        return hidden * float("nan") if i == 1 else hidden
-
-    fisher.Layerwise.through = breaks  # type: ignore[method-assign]
-    try:
-        return message(lambda: measured(root, "nan"))
-    finally:
-        fisher.Layerwise.through = through  # type: ignore[method-assign]
-
-
 def checks(root: Path) -> dict[str, Callable[[], object]]:
     np.save(root / "tokens.npy", tokens("calibration.txt", 16, WINDOW))
     first = measured(root, "first")
@@ -112,7 +97,7 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "twice": lambda: digest(first) == digest(measured(root, "second")),
         "by_hand": by_hand,
         "unheard": lambda: unheard(root),
-        "nan": lambda: nan(root),
+        "nan": lambda: said_of_nan(lambda: measured(root, "nan")),
     }
 
 
