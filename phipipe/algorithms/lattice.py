@@ -30,8 +30,8 @@ from phipipe.files import json_files
 from phipipe.models import linears, tensor_places
 
 SIGNIFICANT_BITS = 7
-_SMALLEST = 2.0**-14  # float16's smallest normal number
-_LARGEST = float(np.float16(127 / 128 * 2**16))
+SMALLEST = 2.0**-14  # float16's smallest normal number
+LARGEST = float(np.float16(127 / 128 * 2**16))
 _FILE = "part-{:05}.safetensors"
 
 Floats = npt.NDArray[np.float32]
@@ -124,7 +124,7 @@ def to_scales(values: Floats) -> npt.NDArray[np.float16]:
     mantissa, exponent = np.frexp(values.astype(np.float64))
     kept = np.ldexp(np.rint(mantissa * 2**SIGNIFICANT_BITS), exponent - SIGNIFICANT_BITS)
     signs = np.where(np.signbit(kept), -1.0, 1.0)
-    scales: npt.NDArray[np.float64] = signs * np.clip(np.abs(kept), _SMALLEST, _LARGEST)
+    scales: npt.NDArray[np.float64] = signs * np.clip(np.abs(kept), SMALLEST, LARGEST)
     return scales.astype(np.float16)
 
 

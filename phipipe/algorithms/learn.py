@@ -8,10 +8,8 @@ later ones.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +18,13 @@ import torch
 from phipipe import progress
 from phipipe.algorithms import lattice, rounding, signround
 from phipipe.algorithms.lattice import Lattice, Matrix
+from phipipe.algorithms.reached import Reached, Side, original_sides
 from phipipe.algorithms.rounding import Grid
-from phipipe.errors import StepFailed
 from phipipe.models import linears
 from phipipe.models.layerwise import Hook, Layerwise, Pass, hooked
 from phipipe.steps import Inputs, Params
 
-DAMPING = 0.01  # of the mean of the products' diagonal: GPTQ's own default
+_TOGETHER = 4096  # tokens of the original that go through a layer at a time
 _ASIDE = "signround"  # what it learned, until the other matrices are rounded, too
 Weights = dict[str, torch.Tensor]
 
@@ -38,7 +36,8 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
     All but "round" learn from ``inputs["calibration"]``. With "signround", which takes
     ``params["iterations"]``, what auto-round cannot learn is as "search" has it. Layers that
     ``out`` has already are taken as they are. Bytes are the same for the same inputs, machine and
-    number of threads.
+    number of threads; with another number, sums end otherwise in their last digits, some codes with
+    them, and the weights are as good.
 
     Raises:
         StepFailed: what reaches a layer is no number; it names the layer.
@@ -51,7 +50,7 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
     given = _signround(inputs, grids, params, out) if method == "signround" else {}
     model = Layerwise(inputs["source"])
     windows: Sequence[Sequence[int]] = []
-    if "calibration" in inputs:
+    if method != "round":
         windows = np.load(inputs["calibration"] / "tokens.npy").tolist()
     with torch.inference_mode():
         _Learner(model, grids, method, out, given).run(windows)
@@ -73,38 +72,6 @@ def _signround(
     return {name: stored[name] for name in stored.names}
 
 
-@dataclass
-class _Sums:
-    """Over all tokens, of the inputs x of some matrices and those y of the original's: how many,
-    x·xᵀ, and (y − x)·xᵀ."""
-
-    count: int = 0
-    products: torch.Tensor | None = None
-    differences: torch.Tensor | None = None
-
-    def add(self, given: torch.Tensor, original: torch.Tensor | None) -> None:
-        rows = given.reshape(-1, given.shape[-1])
-        self.count += len(rows)
-        self.products = _plus(self.products, rows.T @ rows)
-        if original is not None:
-            apart = original.reshape(rows.shape) - rows
-            self.differences = _plus(self.differences, apart.T @ rows)
-
-    @property
-    def squares(self) -> torch.Tensor:
-        """The mean square of each input."""
-        assert self.products is not None
-        return self.products.diagonal() / self.count
-
-
-def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
-    return more if total is None else total.add_(more)
-
-
-class _Enough(Exception):
-    """Raised by a hook: what a layer was run for is known."""
-
-
 class _Learner:
     """``given`` has those matrices that are learned already."""
 
@@ -116,174 +83,99 @@ class _Learner:
         out: Path,
         given: Mapping[str, Matrix],
     ) -> None:
-        self._model, self._grids, self._method, self._out = model, grids, method, out
-        self._given = given
-        self._firsts: list[list[str]] = []
+        self._model, self._grids, self._out, self._given = model, grids, out, given
+        self._method, self._carries = method, method == "gptq"
 
     def run(self, windows: Sequence[Sequence[int]]) -> None:
         """Round layer by layer, then the head and the embedding."""
         count = len(self._model.layers)
-        passes = self._model.enter(windows)
-        originals = self._model.enter(windows) if self._method == "gptq" else []
+        texts = self._model.enter_together(windows) if windows else None
+        originals = self._originals(windows) if self._carries else []
         for i in range(count):
             progress.report(i, count, "layers")
-            weights = self._model.weights(i)
-            original = {name: tensor.clone() for name, tensor in weights.items()}
-            if lattice.has(self._out, i):
-                self._take(i, weights)
+            weights = self._model.weights(i, written=self._carries)
+            sides = original_sides(self._model, i, weights, originals)
+            if not lattice.has(self._out, i):
+                lattice.write(self._out, i, self._layer(i, weights, texts, sides))
             else:
-                lattice.write(self._out, i, self._layer(i, weights, original, passes, originals))
-            if self._method != "gptq":
-                weights = original
-            for one in passes:
-                one.hidden = self._model.through(i, weights, one)
-            for one in originals:
-                one.hidden = self._model.through(i, original, one)
+                self._take(i, weights, texts)
         if not lattice.has(self._out, count):
-            lattice.write(self._out, count, self._ends(passes, originals))
+            lattice.write(self._out, count, self._ends(texts, originals))
 
-    def _take(self, i: int, weights: Weights) -> None:
-        """Put what was learned before in the place of the layer's ``weights``."""
+    def _originals(self, windows: Sequence[Sequence[int]]) -> list[Pass]:
+        """A few texts at a time: nothing of them has to be in memory together."""
+        step = max(1, _TOGETHER // len(windows[0]))
+        return [
+            self._model.enter_together(windows[start : start + step])
+            for start in range(0, len(windows), step)
+        ]
+
+    def _take(self, i: int, weights: Weights, texts: Pass | None) -> None:
+        """Go on through a layer that was learned before."""
         stored = Lattice(self._out)
-        for key in weights:
-            name = _name(i, key)
-            if name in self._grids:
-                weights[key] = torch.from_numpy(stored[name].dense())
+        for key in weights if self._carries else ():
+            if (name := _name(i, key)) in self._grids:
+                _become(weights[key], stored[name])
+        if texts:
+            texts.hidden = self._model.through(i, weights, texts)
 
     def _layer(
-        self,
-        i: int,
-        weights: Weights,
-        original: Weights,
-        passes: Sequence[Pass],
-        originals: Sequence[Pass],
+        self, i: int, weights: Weights, texts: Pass | None, sides: dict[str, Side]
     ) -> dict[str, Matrix]:
-        """The layer's matrices; ``weights`` become those that they stand for."""
+        """The layer's matrices: each is rounded when its inputs reach it, and with "gptq" ``texts``
+        go on through what became of it."""
         learned = {n: matrix for n, matrix in self._given.items() if linears.layer_of(n) == i}
-        for keys in self._shared(i, original, passes):
-            open_ = self._grids.keys() - learned
-            chosen = [key for key in keys if _name(i, key) in open_]
-            if not chosen:
-                continue
-            sums = self._sums(i, keys[0], weights, original, passes, originals)
-            rounds = self._rounder(sums, f"layer {i}")
-            for key in chosen:
-                matrix = rounds(weights[key], self._grids[_name(i, key)])
-                learned[_name(i, key)] = matrix
-                weights[key] = torch.from_numpy(matrix.dense())
-        return learned
+        names = {key: name for key in weights if (name := _name(i, key)) in self._grids}
+        if not texts:
+            return learned | {
+                name: rounding.plain(weights[key], self._grids[name]) for key, name in names.items()
+            }
 
-    def _shared(self, i: int, weights: Weights, passes: Sequence[Pass]) -> list[list[str]]:
-        """Names of the layer's matrices in the order in which they are used, those of one input
-        together."""
-        if not passes:
-            return [[key] for key in weights if _name(i, key) in self._grids]
-        if not self._firsts:
-            seen: list[tuple[torch.Tensor, list[str]]] = []
+        reached = Reached(self._method)
 
-            def note(key: str) -> Hook:
-                def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-                    if seen and seen[-1][0] is given[0]:
-                        seen[-1][1].append(key)
-                    else:
-                        seen.append((given[0], [key]))
-
-                return hook
-
-            with hooked(self._model.linears(i), note):
-                self._model.through(i, weights, passes[0])
-            self._firsts = [keys for _, keys in seen]
-        return self._firsts
-
-    def _sums(
-        self,
-        i: int,
-        key: str,
-        weights: Weights,
-        original: Weights,
-        passes: Sequence[Pass],
-        originals: Sequence[Pass],
-    ) -> _Sums:
-        """Of what reaches the matrix ``key``."""
-        sums, pairs = _Sums(), _beside(passes, originals)
-        module = {key: self._model.linears(i)[key]}
-        for one, other in zip(passes, pairs, strict=True):
-            given = self._reaching(i, module, weights, one)
-            theirs = self._reaching(i, module, original, other) if other else None
-            sums.add(given, theirs)
-        return sums
-
-    def _reaching(
-        self, i: int, module: Mapping[str, torch.nn.Module], weights: Weights, one: Pass
-    ) -> torch.Tensor:
-        found: list[torch.Tensor] = []
-
-        def catch(_: str) -> Hook:
+        def rounds(key: str) -> Hook:
             def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-                found.append(given[0])
-                raise _Enough
+                side, grid = sides.pop(key, []), self._grids[names[key]]
+                matrix = reached.rounded(weights[key], grid, given[0], side, f"layer {i}")
+                learned[names[key]] = matrix
+                if self._carries:
+                    _become(weights[key], matrix)
 
             return hook
 
-        with hooked(module, catch), contextlib.suppress(_Enough):
-            self._model.through(i, weights, one)
-        return found[0]
+        modules = self._model.linears(i)
+        open_ = {key: modules[key] for key, name in names.items() if name not in learned}
+        with hooked(open_, rounds):
+            texts.hidden = self._model.through(i, weights, texts)
+        return learned
 
-    def _rounder(self, sums: _Sums, where: str) -> Callable[[torch.Tensor, Grid], Matrix]:
-        """What rounds a matrix whose inputs are those of ``sums``.
-
-        Raises:
-            StepFailed: they are no numbers.
-        """
-        if not sums.count:
-            return rounding.plain
-        products, differences = sums.products, sums.differences
-        assert products is not None
-        if not bool(products.diagonal().isfinite().all()):
-            raise StepFailed(f"what reaches {where} is no number: the calibration text breaks it")
-        if self._method in ("search", "signround"):
-            return lambda weight, grid: rounding.searched(weight, sums.squares, grid)
-        carried = rounding.carrier(products, DAMPING)
-
-        def rounds(weight: torch.Tensor, grid: Grid) -> Matrix:
-            if differences is not None:
-                weight = rounding.moved(weight, products, differences, DAMPING)
-            scales = rounding.searched_scales(weight, sums.squares, grid)
-            return rounding.matrix(rounding.gptq(weight, carried, scales, grid), scales, grid)
-
-        return rounds
-
-    def _ends(self, passes: Sequence[Pass], originals: Sequence[Pass]) -> dict[str, Matrix]:
+    def _ends(self, texts: Pass | None, originals: Sequence[Pass]) -> dict[str, Matrix]:
         """The head, and the embedding, whose rows nothing drives more than others."""
         learned = {}
         tied = linears.HEAD not in self._grids and self._model.tied
         for name in (linears.HEAD, linears.EMBEDDING):
             if name not in self._grids:
                 continue
-            head = name == linears.HEAD or tied
-            sums = self._head_sums(passes, originals) if head else _Sums()
-            rounds = self._rounder(sums, "the head")
-            if not head and self._method != "round":
-                rounds = _evenly
-            learned[name] = rounds(self._model.table(head=head), self._grids[name])
+            head, grid = name == linears.HEAD or tied, self._grids[name]
+            table = self._model.table(head=head)
+            if not texts:
+                learned[name] = rounding.plain(table, grid)
+            elif not head:
+                learned[name] = rounding.searched(table, torch.ones(table.shape[1]), grid)
+            else:
+                # What the head wants of a table that it shares would move the embedding, too.
+                asked = [] if tied else originals
+                side = [self._model.head_inputs(one).flatten(0, -2) for one in asked]
+                inputs = self._model.head_inputs(texts)
+                learned[name] = Reached(self._method).rounded(table, grid, inputs, side, "the head")
         return learned
 
-    def _head_sums(self, passes: Sequence[Pass], originals: Sequence[Pass]) -> _Sums:
-        sums = _Sums()
-        for one, other in zip(passes, _beside(passes, originals), strict=True):
-            theirs = self._model.head_inputs(other) if other else None
-            sums.add(self._model.head_inputs(one), theirs)
-        return sums
 
-
-def _beside(passes: Sequence[Pass], originals: Sequence[Pass]) -> Sequence[Pass | None]:
-    """What the original has where the rounded model has ``passes``; None where it is not asked."""
-    return list(originals) or [None] * len(passes)
-
-
-def _evenly(weight: torch.Tensor, grid: Grid) -> Matrix:
-    """As if all inputs were driven alike."""
-    return rounding.searched(weight, torch.ones(weight.shape[1]), grid)
+def _become(weight: torch.Tensor, matrix: Matrix) -> None:
+    """Make the ``weight`` what ``matrix`` stands for, exactly."""
+    codes, scales = map(torch.from_numpy, (matrix.codes, matrix.scales))
+    groups = weight.view(len(weight), scales.shape[1], -1)
+    torch.mul(codes.view(groups.shape), scales.float()[..., None], out=groups)
 
 
 def _name(i: int, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Rounding of a matrix onto the lattice: to the nearest, by a search for scales, and by GPTQ.
+"""Rounding of a matrix onto the lattice: to the nearest, and by a search for scales.
 
 All functions work on float32 tensors of torch, a matrix [rows, columns] with inputs along the
 columns.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from phipipe.algorithms import lattice
@@ -19,8 +18,8 @@ from phipipe.algorithms.lattice import Matrix
 # error on a trained model.)
 _SHARES = (0.64, 0.7, 0.76, 0.82, 0.87, 0.92, 0.96, 1.0, 1.06)
 _REFINEMENTS = 3
-_BLOCK = 128  # columns whose errors are carried on together
-_ROWS = 2**24  # weights that are rounded at a time
+_WEIGHTS = 2**19  # whose scales are searched at a time: a cache holds them
+_DROPPED = 24 - lattice.SIGNIFICANT_BITS  # of float32's significant bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,12 @@ class Grid:
 
 
 def on_lattice(scales: torch.Tensor) -> torch.Tensor:
-    """The nearest scales of the lattice, float32."""
-    return torch.from_numpy(lattice.to_scales(scales.numpy()).astype(np.float32))
+    """The nearest scales of the lattice, float32: those of ``lattice.to_scales``, faster."""
+    bits = scales.view(torch.int32)
+    # to the nearest, a tie to the even one
+    bits = bits + ((1 << (_DROPPED - 1)) - 1) + ((bits >> _DROPPED) & 1)
+    kept = (bits & -(1 << _DROPPED)).view(torch.float32)
+    return kept.abs().clamp_(lattice.SMALLEST, lattice.LARGEST).copysign_(scales)
 
 
 def nearest(weight: torch.Tensor, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -59,7 +62,7 @@ def plain_scales(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
 def searched_scales(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Scales [rows, groups] with the least error Σ importance · (weight − code · scale)²;
     ``importance`` [columns] is the mean square of each input."""
-    step = max(1, _ROWS // weight.shape[1])
+    step = max(1, _WEIGHTS // weight.shape[1])
     parts = [
         _searched(weight[start : start + step], importance, grid)
         for start in range(0, len(weight), step)
@@ -97,85 +100,6 @@ def _better(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     closer = error < least
     return torch.where(closer, scales, best), torch.where(closer, error, least)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Carrier:
-    """How the error of one column is carried on to those behind it: their ``order``, and the upper
-    Cholesky ``factor`` [columns, columns] of the inverse of their products, in that order."""
-
-    order: torch.Tensor
-    factor: torch.Tensor
-
-
-def carrier(products: torch.Tensor, damping: float) -> Carrier:
-    """For inputs x whose sum of x·xᵀ is ``products`` [columns, columns]. Columns go by how strongly
-    they are driven, the strongest first."""
-    order = products.diagonal().argsort(descending=True, stable=True)
-    return Carrier(order=order, factor=_factor(products[order][:, order], damping))
-
-
-def gptq(weight: torch.Tensor, carried: Carrier, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Codes, int8, column by column: the error of each is made up for in those that follow;
-    ``scales`` are fixed before. (Frantar et al., arXiv 2210.17323, with the order of its later
-    releases.)"""
-    step = max(1, _ROWS // weight.shape[1])
-    parts = [
-        _gptq(weight[start : start + step], carried, scales[start : start + step], grid)
-        for start in range(0, len(weight), step)
-    ]
-    return torch.cat(parts)
-
-
-def _gptq(weight: torch.Tensor, carried: Carrier, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
-    low, high = grid.limits
-    order, factor = carried.order, carried.factor
-    rest = weight[:, order]
-    wide = scales.repeat_interleave(grid.group_size, 1)[:, order]
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    for start in range(0, weight.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, weight.shape[1])
-        block, own = rest[:, start:stop].clone(), factor[start:stop, start:stop]
-        errors = torch.empty_like(block)
-        for i in range(stop - start):
-            column, scale = block[:, i], wide[:, start + i]
-            code = (column / scale).round_().clamp_(low, high)
-            codes[:, order[start + i]] = code.to(torch.int8)
-            errors[:, i] = (column - code * scale) / own[i, i]
-            block[:, i + 1 :].addr_(errors[:, i], own[i, i + 1 :], alpha=-1)
-        rest[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    return codes
-
-
-def _factor(products: torch.Tensor, damping: float) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse of ``products``, damped until it has one."""
-    wide = products.double()
-    mean = float(wide.diagonal().mean())
-    while True:
-        damped = wide.clone()
-        damped.diagonal().add_(damping * mean + 1e-12)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return upper.float()
-        damping *= 2
-
-
-def moved(
-    weight: torch.Tensor, products: torch.Tensor, differences: torch.Tensor, damping: float
-) -> torch.Tensor:
-    """The weight that gives on the inputs x of the rounded model the outputs nearest to those on
-    the original's y: W + W·D·(X + damping)⁻¹.
-
-    ``products`` X: the sum of x·xᵀ; ``differences`` D: the sum of (y − x)·xᵀ. (Least squares;
-    Li et al., arXiv 2504.02692, carry the same term column by column.)
-    """
-    damped = products.double()
-    damped.diagonal().add_(damping * float(damped.diagonal().mean()) + 1e-12)
-    shift = torch.linalg.solve(damped, differences.double().T).T
-    return weight + weight @ shift.float()
 
 
 def matrix(codes: torch.Tensor, scales: torch.Tensor, grid: Grid) -> Matrix:

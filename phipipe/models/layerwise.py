@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
 
 @dataclass
 class Pass:
-    """One text on its way: ``hidden`` [1, tokens, hidden size], and what the model hands each layer
-    beside it."""
+    """One text on its way, or several of one length: ``hidden`` [texts, tokens, hidden size], and
+    what the model hands each layer beside it."""
 
     hidden: torch.Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -96,17 +97,10 @@ class Layerwise:
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
                 module.float()
-        with torch.no_grad():  # not in inference mode: who measures gradients begins at the head
-            head = self._model.get_output_embeddings()
-            self._head = {
-                name: self._stored(tensor)
-                for name, tensor in head.named_parameters(prefix="lm_head")
-            }
-            for name, tensor in self._model.named_parameters():
-                if not any(
-                    tensor is inner for layer in self._layers for inner in layer.parameters()
-                ):
-                    _check_finite(name, tensor)
+        inner = {id(tensor) for layer in self._layers for tensor in layer.parameters()}
+        for name, tensor in self._model.named_parameters():
+            if id(tensor) not in inner:
+                _check_finite(name, tensor)
         self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
         for module in self._model.modules() if rounded else ():
             if isinstance(module, torch.nn.Linear):
@@ -159,7 +153,9 @@ class Layerwise:
             if not going:
                 break
             with torch.inference_mode():
-                passes = [self._enter(pending[i], caches[i], cached=True) for i in going]
+                passes = [
+                    self._enter(self._seen(pending[i])[None], caches[i], cached=True) for i in going
+                ]
                 self._advance(passes)
                 for i, one in zip(going, passes, strict=True):
                     caches[i] = one.cache
@@ -176,16 +172,24 @@ class Layerwise:
 
     def enter(self, windows: Sequence[Sequence[int] | torch.Tensor]) -> list[Pass]:
         """What reaches the first layer of each window."""
-        return [self._enter(window) for window in windows]
+        return [self._enter(self._seen(window)[None]) for window in windows]
 
-    def weights(self, i: int) -> dict[str, torch.Tensor]:
+    def enter_together(self, windows: Sequence[Sequence[int]]) -> Pass:
+        """What reaches the first layer of all windows, which have one length: ``hidden`` [windows,
+        tokens, hidden size]."""
+        return self._enter(torch.stack([self.embed(window) for window in windows]))
+
+    def _seen(self, text: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        return self.embed(text) if isinstance(text, Sequence) else text
+
+    def weights(self, i: int, *, written: bool = False) -> dict[str, torch.Tensor]:
         """The weights of layer ``i`` in fp32, by their names in it, in memory that the next call
-        takes again.
+        takes again. Where they will be ``written`` to, none is the files' own.
 
         Raises:
             SourceError: one is no number.
         """
-        weights = self._widened(self._layers[i])
+        weights = self._widened(self._layers[i], written)
         if i in self._unseen:
             self._unseen.discard(i)
             for name, tensor in weights.items():
@@ -193,7 +197,7 @@ class Layerwise:
         return weights
 
     def through(self, i: int, weights: Mapping[str, torch.Tensor], one: Pass) -> torch.Tensor:
-        """What leaves layer ``i`` with these ``weights``, float32 [1, tokens, hidden size]."""
+        """What leaves layer ``i`` with these ``weights``, float32 [texts, tokens, hidden size]."""
         args, settings = one.calls[i]
         output = functional_call(self._layers[i], dict(weights), (one.hidden, *args), settings)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -207,22 +211,25 @@ class Layerwise:
     def table(self, head: bool) -> torch.Tensor:
         """The matrix of the ``head``, else of the embedding, float32 [vocabulary, hidden size]."""
         if head:
-            return self._head["lm_head.weight"]
+            return self.head["lm_head.weight"]
         return self._stored(self._base.embed_tokens.weight)
 
-    @property
+    @cached_property
     def head(self) -> Mapping[str, torch.Tensor]:
         """What the head multiplies and adds, float32, by its names in the model."""
-        return self._head
+        # Not in inference mode: who measures gradients begins at the head.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            head = self._model.get_output_embeddings()
+            return {n: self._stored(t) for n, t in head.named_parameters(prefix="lm_head")}
 
     def predictions(
         self, one: Pass, head: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Logits [1, tokens, vocabulary] of a pass that is through all layers, with another
+        """Logits [texts, tokens, vocabulary] of a pass that is through all layers, with another
         ``head`` than the model's own where one is given."""
         with self._without_layers():
             settings = {"inputs_embeds": one.hidden, "use_cache": False}
-            given = dict(head or self._head)
+            given = dict(head or self.head)
             return functional_call(self._model, given, (), settings, tie_weights=False).logits
 
     def linears(self, i: int) -> dict[str, torch.nn.Module]:
@@ -234,19 +241,16 @@ class Layerwise:
         }
 
     def head_inputs(self, one: Pass) -> torch.Tensor:
-        """What the head multiplies, of a pass that is through all layers, [1, tokens, hidden
+        """What the head multiplies, of a pass that is through all layers, [texts, tokens, hidden
         size]."""
         with self._without_layers():
             done = self._base(inputs_embeds=one.hidden, use_cache=False)
         hidden: torch.Tensor = done.last_hidden_state
         return hidden
 
-    def _enter(
-        self, text: Sequence[int] | torch.Tensor, cache: Any = None, cached: bool = False
-    ) -> Pass:
+    def _enter(self, hidden: torch.Tensor, cache: Any = None, cached: bool = False) -> Pass:
         """What reaches the layers: the model is run without them, and what it would have called
         them with is kept."""
-        hidden = (self.embed(text) if isinstance(text, Sequence) else text)[None]
         with self._without_layers() as calls:
             done = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=cached)
         return Pass(hidden, list(calls), done.past_key_values)
@@ -258,15 +262,16 @@ class Layerwise:
             for one in passes:
                 one.hidden = self.through(i, weights, one)
 
-    def _widened(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    def _widened(self, layer: torch.nn.Module, written: bool) -> dict[str, torch.Tensor]:
         """The layer's weights in fp32, in the memory that the layer before it had."""
         wide = {}
         for name, tensor in layer.named_parameters():
-            if tensor.dtype == torch.float32:
+            if tensor.dtype == torch.float32 and not written:
                 wide[name] = self._stored(tensor)
             else:
                 room = self._room.setdefault((name, tensor.shape), torch.empty(0))
-                wide[name] = room.resize_(tensor.shape).copy_(self._stored(tensor))
+                stored = tensor.to(self._rounded) if self._rounded else tensor
+                wide[name] = room.resize_(tensor.shape).copy_(stored)
         return wide
 
     @contextlib.contextmanager

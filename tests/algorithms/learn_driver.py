@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from testing.broken_layers import said_of_nan
 from testing.drive import answer
-from testing.variants import TINY, tokens
+from testing.family_checkpoints import MEMBERS, make
+from testing.variants import TINY, tied, tokens
 from transformers import AutoModelForCausalLM
 
-from phipipe.algorithms import lattice, learn, rounding, signround
+from phipipe.algorithms import gptq, lattice, learn, reached, rounding, signround
 from phipipe.algorithms.codecs import codec as learned_codec
 from phipipe.algorithms.lattice import Lattice
 from phipipe.algorithms.rounding import Grid
 from phipipe.backends.widths import Width
 from phipipe.models import linears
+from phipipe.models.layerwise import Hook, Layerwise, hooked
 
 WINDOW = 128
 
@@ -151,14 +153,13 @@ def errors() -> dict[str, float]:
     weight = torch.randn(64, 256, generator=random)
     mixing = torch.randn(256, 256, generator=random) * torch.logspace(-1, 1, 256)
     given = torch.randn(1024, 256, generator=random) @ mixing
-    products, grid = given.T @ given, Grid(bits=4, group_size=32)
-    squares = products.diagonal() / len(given)
+    squares, grid = given.square().mean(0), Grid(bits=4, group_size=32)
     plain = rounding.plain_scales(weight, grid)
     searched = rounding.searched_scales(weight, squares, grid)
     codes = {
         "round": (rounding.nearest(weight, plain, grid), plain),
         "search": (rounding.nearest(weight, searched, grid), searched),
-        "gptq": (rounding.gptq(weight, rounding.carrier(products, 0.01), searched, grid), searched),
+        "gptq": (gptq.carried(weight, searched, grid, gptq.driven(given)), searched),
     }
 
     def off(pair: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -173,8 +174,79 @@ def moved() -> list[float]:
     random = torch.Generator().manual_seed(1)
     weight, theirs = torch.randn(16, 32, generator=random), torch.randn(512, 32, generator=random)
     ours = theirs @ (torch.eye(32) + 0.1 * torch.randn(32, 32, generator=random))
-    better = rounding.moved(weight, ours.T @ ours, (theirs - ours).T @ ours, 1e-4)
-    return [float((ours @ w.T - theirs @ weight.T).square().mean()) for w in (weight, better)]
+    known = gptq.driven(ours, 1e-4)
+    by_inputs = gptq.shift_of_any(known, theirs.T @ ours)(weight, 0)
+    by_outputs = gptq.shift_of_one(known, (theirs @ weight.T).T @ ours, weight)
+    all_ = (weight, weight + by_inputs, weight + by_outputs(weight, 0))
+    return [float((ours @ w.T - theirs @ weight.T).square().mean()) for w in all_]
+
+
+def sides(root: Path) -> dict[str, bool]:
+    """Matrix of a model with biases → whether what is kept of the original at it is what it is
+    given, or W times it."""
+    member = next(m for m in MEMBERS if m.name == "Phi-2")
+    make(member, root / "biased")
+    model = Layerwise(root / "biased")
+    with torch.inference_mode():
+        texts = model.enter_together([[3, 4, 5, 6]] * 3)
+        passes = model.enter([[3, 4, 5, 6]] * 3)
+        weights, given = model.weights(0), {}
+        for key, tensor in weights.items():
+            tensor += 0.1 if key.endswith("bias") else 0
+
+        def note(key: str) -> Hook:
+            def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                given[key] = inputs[0].flatten(0, -2)
+
+            return hook
+
+        with hooked(model.linears(0), note):
+            model.through(0, weights, texts)
+        kept = reached.original_sides(model, 0, weights, passes)
+        found = {}
+        for key, inputs in given.items():
+            rows, columns = weights[key].shape
+            expected = inputs if rows >= columns else inputs @ weights[key].T
+            found[key] = torch.allclose(torch.cat(kept[key]), expected, atol=1e-5)
+    return found
+
+
+def scales() -> bool:
+    """Whether torch finds the lattice's scales that numpy finds: any floats, ties among them."""
+    random = np.random.default_rng(0)
+    bits = random.integers(-(2**31), 2**31, 200_000).astype(np.int32)
+    bits[::2] &= -(1 << 16)  # half-way between two scales, or on one
+    values = bits.view(np.float32)
+    values = np.concatenate([values[np.isfinite(values)], np.float32([0, -0.0, 65024, 65279])])
+    ours = rounding.on_lattice(torch.from_numpy(values)).numpy()
+    return np.array_equal(ours, lattice.to_scales(values).astype(np.float32))
+
+
+def threads(root: Path) -> list[float]:
+    """The divergence of what one thread learns, and of what two learn."""
+    found, before = [], torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(divergence(learned(root, "gptq", f"threads-{count}")))
+    torch.set_num_threads(before)
+    return found
+
+
+def tied_tables(root: Path) -> dict[str, float]:
+    """Method → how far the embedding of a model whose head it is too ends from the original's, as a
+    share of it."""
+    source = tied(root / "tied")
+    names = [name for name in widths() if name != linears.HEAD]
+    asked = {name: [8 if name == linears.EMBEDDING else 4, 32] for name in names}
+    table, found = Layerwise(source).table(head=False), {}
+    for method in ("search", "gptq"):
+        out = root / f"tied-{method}"
+        out.mkdir()
+        inputs = {"source": source, "calibration": root}
+        learn.learn(inputs, out, {"learn": method, "widths": asked})
+        ours = torch.from_numpy(Lattice(out)[linears.EMBEDDING].dense())
+        found[method] = float((ours - table).norm() / table.norm())
+    return found
 
 
 def codecs(root: Path) -> dict[str, list[bool]]:
@@ -231,6 +303,10 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "asked": widths,
         "errors": errors,
         "moved": moved,
+        "sides": lambda: sides(root),
+        "scales": scales,
+        "threads": lambda: threads(root),
+        "tied": lambda: tied_tables(root),
         "nan": lambda: said_of_nan(lambda: learned(root, "gptq", "nan")),
         "second": lambda: Lattice(learned(root, "gptq", "second")).digest,
         "cut": lambda: cut_short(root),

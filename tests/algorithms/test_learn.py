@@ -79,8 +79,33 @@ def test_signround_is_not_run_again_after_it_is_done_and_gives_the_same(
 
 
 def test_inputs_that_differ_from_the_originals_are_made_up_for(facts: dict[str, Any]) -> None:
-    before, after = facts["moved"]
-    assert after < 0.01 * before
+    before, by_inputs, by_outputs = facts["moved"]
+    assert by_inputs < 0.01 * before
+    assert by_outputs == pytest.approx(by_inputs, rel=1e-3)
+
+
+def test_the_originals_side_is_what_is_given_or_what_leaves_without_bias(
+    facts: dict[str, Any],
+) -> None:
+    found = section(facts, "sides")
+    assert set(found.values()) == {True}
+    assert len(found) == 6
+
+
+def test_scales_are_the_lattices_own(facts: dict[str, Any]) -> None:
+    assert facts["scales"] is True
+
+
+def test_another_number_of_threads_gives_weights_as_good(facts: dict[str, Any]) -> None:
+    one, two = facts["threads"]
+    assert two == pytest.approx(one, rel=0.1)
+
+
+def test_a_table_that_is_embedding_and_head_stays_what_the_embedding_needs(
+    facts: dict[str, Any],
+) -> None:
+    found = section(facts, "tied")
+    assert found["gptq"] < 2 * found["search"]
 
 
 def test_activations_that_are_no_numbers_are_told_by_layer(facts: dict[str, Any]) -> None:
