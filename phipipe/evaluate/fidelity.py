@@ -31,6 +31,7 @@ from phipipe import backends, progress
 from phipipe.backends.base import Runtime
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import original, reference, reports, sanity
+from phipipe.evaluate.papers import is_paper
 from phipipe.evaluate.reference import log_softmax
 from phipipe.evaluate.reports import Baseline, Metrics
 from phipipe.evaluate.run_reports import AsRun
@@ -223,11 +224,13 @@ def profile(kld: Floats) -> dict[str, list[float]]:
 
 
 def size(artifact: Path, parameters: int) -> dict[str, float]:
-    """``size_gib`` of all files but a package's reference data, ``bits_per_weight`` of those with
-    weights or graph."""
-    beside = artifact / reference.FOLDER
+    """``size_gib`` (2³⁰ bytes) of all files that the runtime needs, ``bits_per_weight`` of those
+    with weights or graph, for a model of so many ``parameters``. ``artifact`` may be the package
+    that it became: its papers do not count."""
     everything = {
-        p: p.stat().st_size for p in artifact.rglob("*") if p.is_file() and p.parent != beside
+        path: path.stat().st_size
+        for path in artifact.rglob("*")
+        if path.is_file() and not is_paper(path.relative_to(artifact))
     }
     text = {".json", ".jinja", ".txt", ".md", ".model", ""}
     weights = sum(n for p, n in everything.items() if p.suffix not in text)

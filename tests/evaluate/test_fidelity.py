@@ -255,3 +255,16 @@ def test_size_counts_every_file_and_weights_apart(tmp_path: Path) -> None:
     found = fidelity.size(tmp_path, parameters=2000)
     assert found["bits_per_weight"] == pytest.approx(4.0)
     assert found["size_gib"] == pytest.approx(1024 / 2**30)
+
+
+def test_a_package_has_the_size_of_its_artifact(tmp_path: Path) -> None:
+    for name in ("model.onnx.data", "tokenizer.json", "parts/README.md", "parts/recipe.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1000))
+    alone = fidelity.size(tmp_path, parameters=2000)
+    names = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE.md", "recipe.yaml", "manifest.json")
+    for name in (*names, "SHA256SUMS", "reference/top.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(77))
+    assert fidelity.size(tmp_path, parameters=2000) == alone
+    assert alone["size_gib"] * 2**30 == 4000
