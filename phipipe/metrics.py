@@ -213,8 +213,7 @@ ROWS = (
         name="size_gib",
         title="Size",
         column="size",
-        meaning="The size of all files that the runtime needs, in GiB (2³⁰ bytes). A package's "
-        "README, licence, recipe, manifest, sums and reference data do not count.",
+        meaning="All files that the runtime needs, in GiB (2³⁰ bytes), so not a package's papers.",
         reads_as="all files that the runtime needs",
         better="lower",
         kind="size",

@@ -13,7 +13,7 @@ from phipipe.algorithms import distilled, sensitivity
 from phipipe.backends.base import Job
 from phipipe.backends.widths import Stored, Stores, Width, to_params
 from phipipe.models import linears
-from phipipe.planning import calibration, learned
+from phipipe.planning import calibration, learnable, learned
 from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe
@@ -99,7 +99,7 @@ def _possible(
         every = [
             Width.model_validate({"bits": bits, "group_size": size})
             for bits in learned.LEARNED_BITS
-            for size in learned.LEARNED_GROUPS
+            for size in learnable.GROUPS
         ]
     for stored in every:
         if not any(
