@@ -135,9 +135,22 @@ def _for_learning(
             )
             hint = learnable.groups_hint(_groups(job))
             raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+    _check_something(build, usual)
     if build.recipe.weights.learn == "signround":
         _check_heights(build, usual, shapes)
     return dict(usual)
+
+
+def _check_something(build: Build, found: Mapping[str, Stored]) -> None:
+    """Refuse a map that leaves nothing of what is asked for: a build is called after it."""
+    weights, at = build.recipe.weights, ("quantize", "map")
+    whole = [name for name, w in found.items() if isinstance(w, Width) and w.bits != FLOAT_BITS]
+    if not whole:
+        message = "weights are to be learned, and the map has all matrices in floats"
+        raise problem_at(build, at, message, "write `weights: none`", LEARN)
+    if weights.distil and all(linears.layer_of(name) is None for name in whole):
+        message = "`distil` trains scales of the layers' matrices, and the map has all in floats"
+        raise problem_at(build, at, message, "write `distil: none`", ("weights", "distil"))
 
 
 def _groups(job: Job[BaseModel]) -> list[int]:

@@ -102,6 +102,22 @@ def test_a_map_that_the_unit_cannot_run_has_a_remedy(
     planned(tmp_path, *NPU_MAP, f"weights.learn={learn}", fixed)
 
 
+@pytest.mark.parametrize(
+    ("weights", "map_", "words"),
+    [
+        ("{learn: gptq}", '{"*": {bits: 16}}', "the map has all matrices in floats"),
+        ("{learn: gptq, distil: true}", '{"layers.*": {bits: 16}}', "the map has all in floats"),
+    ],
+)
+def test_a_map_that_leaves_nothing_to_learn_is_refused(
+    tmp_path: Path, weights: str, map_: str, words: str
+) -> None:
+    sets = (f"weights={weights}", f"quantize={{map: {map_}}}")
+    assert words in refused(tmp_path, *sets).message
+    kept = map_.replace('"*"', '"layers.0.*"').replace("layers.*", "layers.0.*")
+    planned(tmp_path, f"weights={weights}", f"quantize={{map: {kept}}}")
+
+
 def test_a_map_of_all_matrices_needs_no_size_for_the_rest(tmp_path: Path) -> None:
     every = 'quantize={map: {"*": {bits: 4, group_size: 128}}}'
     planned(tmp_path, "device=intel-npu", "backend=openvino", every)
