@@ -36,6 +36,7 @@ from phipipe.evaluate.reference import log_softmax
 from phipipe.evaluate.reports import Baseline, Metrics
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.models import texts, tokenizer
+from phipipe.recipe.recipe import LEAST_TOKENS
 from phipipe.steps import Inputs, Params
 from phipipe.words import counted
 
@@ -244,11 +245,12 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     ids = tokenizer.of_source(source).encode(text)
     window, wanted, first = (int(params.get(key, 0)) for key in ("window", "tokens", "first"))
     if first and len(ids) < first + wanted:
+        rest = len(ids) - wanted
+        fewer = f"set `calibrate.tokens` to {rest} at most, or " if rest >= LEAST_TOKENS else ""
         raise SourceError(
             f"the calibration text has {counted(len(ids), 'token')}: {first} are learned from, and "
-            f"{wanted} more are needed to choose by",
-            hint=f"set `calibrate.tokens` to {max(0, len(ids) - wanted)} at most, or give a longer "
-            "text",
+            f"{wanted} more, from which nothing is, judge what was learned",
+            hint=f"{fewer}give a text of {first + wanted} tokens or more",
         )
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:

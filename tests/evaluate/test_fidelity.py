@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing import oracle
 
-from phipipe.errors import GateFailed, StepFailed
+from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.evaluate import fidelity, gates, reference, reports, sanity
 from phipipe.evaluate.reports import Baseline, Parity, Rounding
 
@@ -247,6 +248,22 @@ def test_the_shortest_text_that_differs_is_told(
 )
 def test_repetition_is_the_share_of_repeated_four_grams(ids: list[int], share: float) -> None:
     assert sanity.repetition(ids) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("has", "hint"),
+    [(2303, "give a text of 3072 tokens or more"), (2304, "set `calibrate.tokens` to 256 at most")],
+)
+def test_a_text_with_too_little_to_judge_by_says_what_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: int, hint: str
+) -> None:
+    (tmp_path / "text.txt").write_text("a text, whatever it says", "utf-8")
+    encoded = SimpleNamespace(encode=lambda text: list(range(has)))
+    monkeypatch.setattr(fidelity.tokenizer, "of_source", lambda source: encoded)
+    params = {"tokens": 2048, "window": 128, "first": 1024}
+    with pytest.raises(SourceError, match="judge what was learned") as caught:
+        fidelity.calibration({"source": tmp_path, "text": tmp_path}, tmp_path, params)
+    assert (caught.value.hint or "").startswith(hint)
 
 
 def test_size_counts_every_file_and_weights_apart(tmp_path: Path) -> None:
