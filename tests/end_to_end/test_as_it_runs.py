@@ -101,12 +101,12 @@ def test_a_runtime_without_a_knob_has_one_figure(
     code, out, err = run("eval", made)
     assert code == 0, err
     assert "kld_run" not in out
+    assert "; as it runs" in " ".join(out.split())
     code, out, err = run("eval", made, "--json")
     assert code == 0, err
     again = json.loads(out)["evaluation"]["metrics"]
     for name in ("size_gib", "bits_per_weight"):
         assert again[name] == told.metrics[name]
-    assert "; as it runs" in " ".join(out.split())
     code, out, err = run("eval", made, "--kv", "q8")
     assert code == 3
     assert "backends that can: llamacpp, mlx, openvino" in err
