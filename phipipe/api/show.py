@@ -15,6 +15,8 @@ from phipipe.package import answer_words, figures
 from phipipe.planning.plan import Plan
 from phipipe.words import counted
 
+CACHE_DIGITS = 4  # of both divergences
+
 
 def heading(plan: Plan) -> str:
     """``quickstart: tiny-phi3 → int4 for CPU (x86-64), onnxruntime``; before the arrow what was
@@ -77,7 +79,7 @@ def describe_outcome(done: Outcome) -> str:
             f"the file itself loses holds there."
         )
     if (cache := _cache(done)) is not None:
-        lines.append("\n" + _cache_words(cache))
+        lines.append("\n" + cache_words(cache))
     if done.all_cached:
         lines.append(f"\neverything was cached, nothing had to be done ({done.seconds:.2f} s)")
     if done.package is not None:
@@ -92,10 +94,13 @@ def _cache(done: Outcome) -> documents.Cache | None:
     scored, metrics = done.load(run_reports.CACHE_STEP, AsRun), done.fidelity
     if scored is None or metrics is None or "kld_run" not in metrics.metrics:
         return None
-    kind = done.results[run_reports.CACHE_STEP].step.params["cache"]
+    recipe, params = done.plan.build.recipe, done.results[run_reports.CACHE_STEP].step.params
+    face, kind = backends.load(recipe.backend), params["cache"]
+    group = face.cache_group(done.plan.checkpoint.head_size)
     return documents.Cache(
         kind=kind,
-        kept=backends.load(done.plan.build.recipe.backend).caches[kind],
+        kept=face.caches[kind] + (f" in groups of {group}" if group else ""),
+        is_usual=face.usual_cache(recipe, params.get("api", "cpu")) == kind,
         kld=scored.metrics["kld_run"],
         kld_stderr=scored.stderr["kld_run"],
         usual_kld=metrics.metrics["kld_run"],
@@ -104,12 +109,27 @@ def _cache(done: Outcome) -> documents.Cache | None:
     )
 
 
-def _cache_words(cache: documents.Cache) -> str:
-    kept = figures.with_error(cache.kld, cache.kld_stderr)
-    usual = figures.with_error(cache.usual_kld, cache.usual_kld_stderr)
+def cache_words(cache: documents.Cache) -> str:
+    """What the cache costs, both figures with digits beyond their errors: the same positions went
+    through both caches, so their difference is known better than either."""
+    kept, usual = (
+        f"{figures.number(kld, CACHE_DIGITS)} ± {figures.number(error, 2)} nats"
+        for kld, error in (
+            (cache.kld, cache.kld_stderr),
+            (cache.usual_kld, cache.usual_kld_stderr),
+        )
+    )
+    positions = counted(cache.positions, "position")
+    if cache.is_usual:
+        return (
+            f"A cache of {cache.kind} ({cache.kept}) is the runtime's usual one for this package: "
+            f"`kld_run` is {kept} with it, {usual} without asking ({positions})."
+        )
+    ratio = figures.number(cache.kld / cache.usual_kld) if cache.usual_kld > 0 else ""
+    times = f", {ratio} times that" if ratio else ""
     return (
-        f"With a cache of {cache.kind} ({cache.kept}), `kld_run` is {kept} nats; with the usual "
-        f"one {usual} nats ({counted(cache.positions, 'position')})."
+        f"With the usual cache `kld_run` is {usual}; with one of {cache.kind} ({cache.kept}) it is "
+        f"{kept}{times} ({positions})."
     )
 
 

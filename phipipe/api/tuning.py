@@ -11,7 +11,7 @@ from phipipe import failures
 from phipipe.api import building, workplace
 from phipipe.api.building import Audience, Where
 from phipipe.api.events import OnProgress, Telling
-from phipipe.api.recipes import Recipe, Sets, opened
+from phipipe.api.recipes import Recipe, Sets, opened, texts_of
 from phipipe.api.workplace import Names, Note, UserPath, Workplace, path_of
 from phipipe.errors import GateFailed, Interrupted, PhipipeError, RecipeError
 from phipipe.execution.results import Outcome
@@ -41,6 +41,15 @@ class Effort:
     answers: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a choice comes from: the ``command``, as its recipe repeats it, and the ``name`` of
+    that recipe."""
+
+    name: str
+    command: str = "phipipe.tune"
+
+
 class Tuning:
     """Widths that were chosen for the matrices of a recipe's builds.
 
@@ -54,10 +63,10 @@ class Tuning:
     """
 
     def __init__(
-        self, builds: Sequence[Tuned], command: str, errors: Mapping[str, PhipipeError]
+        self, builds: Sequence[Tuned], origin: Origin, errors: Mapping[str, PhipipeError]
     ) -> None:
-        """Of ``builds``, which ``command`` chose widths for."""
-        self.builds, self._command, self.errors = tuple(builds), command, dict(errors)
+        """Of ``builds``, which ``origin`` chose widths for."""
+        self.builds, self._origin, self.errors = tuple(builds), origin, dict(errors)
 
     def check(self) -> Tuning:
         """This choice, if nothing failed.
@@ -91,9 +100,10 @@ class Tuning:
         check_target(target)
         drawn = page_of(target)
         with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
-            text = recipe_text.compose(self.builds, target.parent, self._command)
+            origin = self._origin
+            text = recipe_text.compose(self.builds, origin.name, target.parent, origin.command)
             new_files.create(target, text)
-            new_files.create(drawn, page.render(self.builds, self._command))
+            new_files.create(drawn, page.render(self.builds, origin.command))
         return drawn
 
     def to_dict(self, recipe: str = "", page: str = "") -> list[Json]:
@@ -144,8 +154,10 @@ def tune(
     aim = aims.asked(size, bits, gates=gates, builds=builds)
     listener, effort = Telling(on_progress), Effort(files=builds, answers=answers)
     place = workplace.of_user(listener.note)
-    every = opened(recipe, sets, only).builds
-    return tune_builds(every, aim, effort, place, listener.audience, listener.note)
+    changes = texts_of(sets)
+    every = opened(recipe, changes, only).builds
+    origin = Origin(name=recipe_text.name_of(every, changes))
+    return tune_builds(every, aim, effort, place, listener.audience, listener.note, origin)
 
 
 def tune_builds(
@@ -155,9 +167,9 @@ def tune_builds(
     place: Workplace,
     audience: Audience,
     note: Note,
-    command: str = "phipipe.tune",
+    origin: Origin,
 ) -> Tuning:
-    """The best widths for ``builds``, which ``command`` asks for. What can be known before a step
+    """The best widths for ``builds``, which ``origin`` asks for. What can be known before a step
     runs is known of all of them before one does.
 
     Raises:
@@ -182,7 +194,7 @@ def tune_builds(
             raise
         except PhipipeError as error:
             errors[name] = error
-    made = Tuning(done, command, errors)
+    made = Tuning(done, origin, errors)
     return made if done else made.check()
 
 

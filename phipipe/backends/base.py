@@ -169,6 +169,16 @@ def _alike(recipe: Recipe, api: str) -> str:
     return ""
 
 
+def _by_no_group(head_size: int) -> int | None:
+    """Heads of every size are kept alike."""
+    return None
+
+
+def _no_usual(recipe: Recipe, api: str) -> str | None:
+    """The usual cache is none of those that can be asked for."""
+    return None
+
+
 def _is_uniform(options: object) -> bool:
     return True
 
@@ -206,6 +216,11 @@ class Backend(Generic[Chosen]):
     caches: Mapping[str, str] = field(default_factory=dict)
     """"q8" and "q4", keys and values in 8 or 4 bits, if ``open_run`` can keep them so → how the
     runtime calls that."""
+    cache_group: Callable[[int], int | None] = _by_no_group
+    """Head size → neighbouring keys or values that share a scale in ``caches``; None where that is
+    no choice of the model's."""
+    usual_cache: Callable[[Recipe, str], str | None] = _no_usual
+    """Which of ``caches`` the runtime keeps by default for a recipe on a unit, if any."""
     context_length: Callable[[Job[Chosen]], int | None] = _grows
     """Positions of the cache (prompt and answer) that the artifact fixes; None: it grows."""
     rules: tuple[Rule, ...] = ()  # what is impossible or unwise here, besides ``model_rules.RULES``

@@ -88,16 +88,17 @@ def tune(recipe: Path, wish: Wish, sets: Sequence[str], only: Sequence[str], as_
     """
     from phipipe.api import tuning
     from phipipe.api.recipes import Recipe
-    from phipipe.tuning import aims
+    from phipipe.tuning import aims, recipe_text
 
     aim = aims.asked(wish.size, wish.bits, gates=wish.gates, builds=wish.builds)
     read = Recipe.load(recipe, sets, only)
-    target = wish.write or Path(f"{read.name}-tuned.yaml")
+    line = subprocess.list2cmdline(["phipipe", *sys.argv[1:]])
+    origin = tuning.Origin(name=recipe_text.name_of(read.builds, sets), command=line)
+    target = wish.write or Path(f"{origin.name}.yaml")
     tuning.check_target(target)
     effort = tuning.Effort(files=wish.builds, answers=wish.answers)
-    line = subprocess.list2cmdline(["phipipe", *sys.argv[1:]])
     place = store_of_user()
-    done = tuning.tune_builds(read.builds, aim, effort, place, audience, note, line)
+    done = tuning.tune_builds(read.builds, aim, effort, place, audience, note, origin)
     page = done.write(target)
     if as_json:
         answers.give(done.to_dict(str(target), str(page)))

@@ -31,10 +31,12 @@ from phipipe import backends, progress
 from phipipe.backends.base import Runtime
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import original, reference, reports, sanity
+from phipipe.evaluate.papers import is_paper
 from phipipe.evaluate.reference import log_softmax
 from phipipe.evaluate.reports import Baseline, Metrics
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.models import texts, tokenizer
+from phipipe.recipe.recipe import LEAST_TOKENS
 from phipipe.steps import Inputs, Params
 from phipipe.words import counted
 
@@ -223,11 +225,13 @@ def profile(kld: Floats) -> dict[str, list[float]]:
 
 
 def size(artifact: Path, parameters: int) -> dict[str, float]:
-    """``size_gib`` of all files but a package's reference data, ``bits_per_weight`` of those with
-    weights or graph."""
-    beside = artifact / reference.FOLDER
+    """``size_gib`` (2³⁰ bytes) of all files that the runtime needs, ``bits_per_weight`` of those
+    with weights or graph, for a model of so many ``parameters``. ``artifact`` may be the package
+    that it became: its papers do not count."""
     everything = {
-        p: p.stat().st_size for p in artifact.rglob("*") if p.is_file() and p.parent != beside
+        path: path.stat().st_size
+        for path in artifact.rglob("*")
+        if path.is_file() and not is_paper(path.relative_to(artifact))
     }
     text = {".json", ".jinja", ".txt", ".md", ".model", ""}
     weights = sum(n for p, n in everything.items() if p.suffix not in text)
@@ -241,11 +245,12 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     ids = tokenizer.of_source(source).encode(text)
     window, wanted, first = (int(params.get(key, 0)) for key in ("window", "tokens", "first"))
     if first and len(ids) < first + wanted:
+        rest = len(ids) - wanted
+        fewer = f"set `calibrate.tokens` to {rest} at most, or " if rest >= LEAST_TOKENS else ""
         raise SourceError(
             f"the calibration text has {counted(len(ids), 'token')}: {first} are learned from, and "
-            f"{wanted} more are needed to choose by",
-            hint=f"set `calibrate.tokens` to {max(0, len(ids) - wanted)} at most, or give a longer "
-            "text",
+            f"{wanted} more, from which nothing is, judge what was learned",
+            hint=f"{fewer}give a text of {first + wanted} tokens or more",
         )
     count = min(wanted, len(ids)) // window
     if len(ids) < wanted or not count:

@@ -14,6 +14,7 @@ from phipipe.files import shipped
 from phipipe.maintain.markdown import code, codes, page, prose, section, sentence, table
 from phipipe.output import documents
 from phipipe.recipe import schema
+from phipipe.recipe.absent import NONE
 from phipipe.steps import Json
 
 Schema = Mapping[str, Json]
@@ -51,6 +52,11 @@ def recipe() -> str:
             "Variants",
             "`matrix` is a list of variants. A variant's keys replace those of the recipe. Each "
             "variant is one build. The steps that variants have in common run once.",
+            "Sections are merged key by key, so a variant inherits what it does not name. `none` "
+            "takes an optional key back: what holds without the key holds again. It works for keys "
+            "without a default, for `weights` as a whole, and for entries of `gates`, `tolerance` "
+            "and `map`; also with `--set`. `--set` replaces the value that it names: "
+            "`--set 'weights={}'` leaves none of its keys.",
             f"Keys of a variant: {codes(variant['properties'])}.",
         ),
         *(
@@ -133,7 +139,8 @@ def kind(value: Schema, *, has_null: bool = True) -> str:
     if "enum" in value:
         return codes(value["enum"], " or ")
     if choices := value.get("anyOf") or value.get("oneOf"):
-        kept = [choice for choice in choices if has_null or choice.get("type") != "null"]
+        told = [choice for choice in choices if choice != {"const": NONE}]  # in words, once
+        kept = [choice for choice in told if has_null or choice.get("type") != "null"]
         return " or ".join(dict.fromkeys(map(kind, kept)))
     if value.get("type") == "array":
         return _list(value)
@@ -153,6 +160,7 @@ def _mapping(value: Schema) -> str:
         return f"mapping to {kind(inner)}"
     if value.get("properties"):
         first = next(iter(value["properties"].values()))
+        first = first.get("anyOf", [first])[0]
         return f"mapping to {kind(first)}" if "$ref" in first else "mapping"
     return "mapping"
 

@@ -49,7 +49,9 @@ def metric_page() -> str:
         "A build is measured by these figures. Gates and tolerances of a recipe name them. All "
         "figures of fidelity compare the very file that ships with the original, on the same "
         "tokens: what the file loses, and in `kld_run` what its runtime adds by default. Most come "
-        "with a standard error; a difference within it says nothing.",
+        "with a standard error; a difference within it says nothing. Sizes are those of the files "
+        "that the runtime needs. A package's papers (README, licence, recipe, manifest, sums, "
+        "reference data) do not count, so `run`, `eval`, `measure` and the board give one size.",
         *sections,
     )
 

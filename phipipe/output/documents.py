@@ -162,10 +162,12 @@ class DoneStep:
 @dataclass(frozen=True, kw_only=True)
 class Cache:
     """Mean KL divergence with keys and values ``kept`` in few bits (``kind`` in our words: q8,
-    q4), and with the runtime's usual cache, in nats; all else as it runs by default."""
+    q4), and with the runtime's usual cache, in nats; all else as it runs by default. ``is_usual``:
+    the runtime keeps its cache so by default."""
 
     kind: str
     kept: str
+    is_usual: bool
     kld: float
     kld_stderr: float
     usual_kld: float

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from phipipe import backends
 from phipipe.errors import SourceError
-from phipipe.evaluate import reference
+from phipipe.evaluate import papers, reference
 from phipipe.files import json_files
 from phipipe.models import code_keys, config_check, weight_files, weights
 from phipipe.package import (
@@ -33,7 +33,6 @@ from phipipe.package import (
     peek_onnx,
     peek_openvino,
 )
-from phipipe.package import manifest as manifests
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
 
@@ -47,11 +46,10 @@ CONFIGS = (  # of tools that read checkpoints; every backend's packages may have
     "chat_template.json",
 )
 COMMON = (
-    "README.md",
-    "recipe.yaml",
-    manifests.SUMS,
-    "LICENSE*",
-    "NOTICE*",
+    papers.CARD,
+    papers.RECIPE,
+    papers.SUMS,
+    *papers.LICENCES,
     "chat_template.jinja",
     "generation_config.json",
     "tokenizer_config.json",

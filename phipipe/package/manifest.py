@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from phipipe.errors import SourceError
+from phipipe.evaluate import papers
 from phipipe.evaluate.reports import dump
 from phipipe.files import file_names, json_files
 from phipipe.package import manifest_schema
@@ -28,8 +29,7 @@ from phipipe.steps import Json
 from phipipe.store import keys
 from phipipe.store.keys import FileEntry
 
-NAME = "manifest.json"
-SUMS = "SHA256SUMS"
+NAME, SUMS = papers.MANIFEST, papers.SUMS
 TYPE = "phipipe-package"
 FORMAT = 1
 MAX_BYTES = 8 * 2**20  # the longest that phipipe has made has 0.2

@@ -20,6 +20,7 @@ from phipipe.algorithms import learned
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import reference, reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
+from phipipe.evaluate.papers import CARD, LICENCES
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.files import file_names
@@ -33,14 +34,12 @@ from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Params
 from phipipe.store.files import copy
 
-__all__ = ["Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
+__all__ = ["CARD", "Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 
-CARD = "README.md"
 RESERVED = frozenset(
     name.casefold()
     for name in (CARD, recipe.NAME, manifests.NAME, manifests.SUMS, reference.FOLDER)
 )
-LICENCES = ("LICENSE*", "NOTICE*")
 # Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
 KNOWN_LICENCES = {
     "mit": ("permission is hereby granted, free of charge", "without warranty of any kind"),

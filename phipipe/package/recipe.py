@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 
+from phipipe.evaluate import papers
 from phipipe.recipe import written
 from phipipe.steps import Json, Params
 
-NAME = "recipe.yaml"
+NAME = papers.RECIPE
 RECIPE_ORDER = (
     "name", "source", "device", "unit", "backend", "precision", "context",
     "quantize", "evaluate", "measure", "package",

@@ -16,11 +16,12 @@ from phipipe.backends.base import Job
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
 from phipipe.models import linears
 from phipipe.models.checkpoint import Checkpoint
+from phipipe.planning import learnable
+from phipipe.planning.learnable import GROUPS, LEARN
 from phipipe.recipe.build import Build, problem_at
 from phipipe.steps import Step
 
-LEARN = ("weights", "learn")
-LEARNED_BITS, LEARNED_GROUPS = (4, 8), (32, 64, 128)
+LEARNED_BITS = (4, 8)
 
 
 def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
@@ -35,7 +36,7 @@ def with_widths(build: Build, job: Job[BaseModel]) -> Job[BaseModel]:
     named = tuple(found)
     if build.recipe.weights.learn is not None:
         _check_learnable(build, job)
-        found = _for_learning(build, found, job.checkpoint)
+        found = _for_learning(build, found, job)
     _check_stored(build, found, named, job.checkpoint)
     _check_unit(build, found, job)
     return replace(job, widths=found)
@@ -103,31 +104,18 @@ def _resolved(
 
 
 def _check_learnable(build: Build, job: Job[BaseModel]) -> None:
-    recipe, stores = build.recipe, backends.load(build.recipe.backend).stores
-    if recipe.precision != "int4":
-        message = f"weights are learned at 4 bits, and `precision` is {recipe.precision}"
-        raise problem_at(build, LEARN, message, "set `precision: int4`", ("precision",))
-    if stores is None or not stores.learned:
-        able = ", ".join(f"`{name}`" for name in _able())
-        message = f"`{recipe.backend}` cannot store weights that are learned outside of it"
-        raise problem_at(build, LEARN, message, f"these can: {able}", ("backend",))
     if not linears.shapes(job.checkpoint):
         message = f"weights of `{job.checkpoint.architecture}` cannot be learned yet"
-        raise problem_at(build, LEARN, message, "take `weights.learn` out")
-
-
-def _able() -> list[str]:
-    faces = {name: backends.load(name).stores for name in backends.names()}
-    return [name for name, stores in faces.items() if stores and stores.learned]
+        raise problem_at(build, LEARN, message, "write `weights: none`")
 
 
 def _for_learning(
-    build: Build, found: Mapping[str, Stored], checkpoint: Checkpoint
+    build: Build, found: Mapping[str, Stored], job: Job[BaseModel]
 ) -> dict[str, Stored]:
     """A width for every matrix: 4 bits in the layers, 8 for embedding and head, but for what the
     map says. (Rounding these two to 4 bits is a third of a small model's loss.)"""
     size = build.recipe.weights.group_size
-    shapes = linears.shapes(checkpoint)
+    shapes = linears.shapes(job.checkpoint)
     usual = {
         name: Width(bits=4 if linears.layer_of(name) is not None else 8, group_size=size)
         for name in shapes
@@ -145,11 +133,30 @@ def _for_learning(
                 f"`{name}` has rows of {columns} weights, which groups of {width.group_size} do "
                 "not divide"
             )
-            hint = "choose another `weights.group_size`"
+            hint = learnable.groups_hint(_groups(job))
             raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+    _check_something(build, usual)
     if build.recipe.weights.learn == "signround":
         _check_heights(build, usual, shapes)
     return dict(usual)
+
+
+def _check_something(build: Build, found: Mapping[str, Stored]) -> None:
+    """Refuse a map that leaves nothing of what is asked for: a build is called after it."""
+    weights, at = build.recipe.weights, ("quantize", "map")
+    whole = [name for name, w in found.items() if isinstance(w, Width) and w.bits != FLOAT_BITS]
+    if not whole:
+        message = "weights are to be learned, and the map has all matrices in floats"
+        raise problem_at(build, at, message, "write `weights: none`", LEARN)
+    if weights.distil and all(linears.layer_of(name) is None for name in whole):
+        message = "`distil` trains scales of the layers' matrices, and the map has all in floats"
+        raise problem_at(build, at, message, "write `distil: none`", ("weights", "distil"))
+
+
+def _groups(job: Job[BaseModel]) -> list[int]:
+    """The groups that divide the rows of all matrices, and that the unit runs."""
+    shapes = linears.shapes(job.checkpoint)
+    return learnable.groups_of(job.unit, job.recipe.precision, (row for _, row in shapes.values()))
 
 
 def _check_heights(
@@ -169,8 +176,8 @@ def _unlearnable(stored: Stored) -> str | None:
     """What weights can be learned at, where ``stored`` is something else."""
     if isinstance(stored, str) or stored.bits not in (*LEARNED_BITS, FLOAT_BITS):
         return "at 4 or 8 bits"
-    if stored.bits != FLOAT_BITS and stored.group_size not in (None, *LEARNED_GROUPS):
-        return f"in groups of {', '.join(map(str, LEARNED_GROUPS))}"
+    if stored.bits != FLOAT_BITS and stored.group_size not in (None, *GROUPS):
+        return f"in groups of {', '.join(map(str, GROUPS))}"
     return None
 
 
@@ -205,7 +212,19 @@ def _check_unit(build: Build, found: Mapping[str, Stored], job: Job[BaseModel]) 
             message = (
                 f"`{name}` is to have {stored}, and {where} runs {recipe.precision} only with "
             )
-            raise problem_at(build, at, message + wants, None, LEARN, ("quantize", "map"))
+            hint = _unit_hint(job, name, stored)
+            raise problem_at(build, at, message + wants, hint, LEARN, ("quantize", "map"))
+
+
+def _unit_hint(job: Job[BaseModel], name: str, stored: Stored) -> str:
+    """What to do where the unit of ``job`` cannot run matrix ``name`` as ``stored``."""
+    if linears.layer_of(name) is not None and not _is_four(stored):
+        return "let `quantize.map` name embedding and head alone; `map: none` takes all of it back"
+    asked = job.recipe.weights
+    if asked.learn is not None and getattr(stored, "group_size", None) == asked.group_size:
+        return learnable.groups_hint(_groups(job))
+    sizes = learnable.runs(job.unit, job.recipe.precision)
+    return f"give it `group_size: {sizes[0]}` in `quantize.map`"
 
 
 def unit_wants(job: Job[BaseModel], name: str, stored: Stored) -> str | None:

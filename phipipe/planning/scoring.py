@@ -103,7 +103,7 @@ def compare_step(
     return Step(
         name=name,
         runs="evaluate/compare",
-        version=4,
+        version=5,
         needs={"artifact": artifact, "baseline": "baseline"},
         params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api)},
         measurement=opened.api != "cpu",  # a GPU's figures are its own

@@ -14,6 +14,7 @@ from phipipe import backends, failures
 from phipipe.backends import model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, SourceError
+from phipipe.planning import learnable
 from phipipe.recipe import device
 from phipipe.recipe.build import Build, paths_of, problem_at
 from phipipe.recipe.device import Device, Unit
@@ -43,12 +44,15 @@ def of(build: Build) -> Target:
 
     Raises:
         TargetError: no such device or unit, or none that the backend serves at this precision with
-            these options; says what would work. Several things that are wrong are one error.
+            these options, or for weights that are learned; says what would work. Several
+            things that are wrong are one error.
         RecipeError: a device file of the user's is missing or malformed.
     """
     target = _device(build)
     unit = _unit(build, target)
-    return Target(target, unit, _options(build, target, unit))
+    options = _options(build, target, unit)
+    learnable.check(build, target, unit)
+    return Target(target, unit, options)
 
 
 def check(build: Build) -> None:

@@ -13,7 +13,7 @@ from phipipe.algorithms import distilled, sensitivity
 from phipipe.backends.base import Job
 from phipipe.backends.widths import Stored, Stores, Width, to_params
 from phipipe.models import linears
-from phipipe.planning import calibration, learned
+from phipipe.planning import calibration, learnable, learned
 from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe
@@ -99,7 +99,7 @@ def _possible(
         every = [
             Width.model_validate({"bits": bits, "group_size": size})
             for bits in learned.LEARNED_BITS
-            for size in learned.LEARNED_GROUPS
+            for size in learnable.GROUPS
         ]
     for stored in every:
         if not any(
@@ -113,26 +113,29 @@ def _sized(
     job: Job[BaseModel], found: Mapping[str, tuple[tuple[str, ...], Sequence[Stored]]]
 ) -> Scope:
     base = {name: widths[0] for matrices, widths in found.values() for name in matrices}
-    base_bytes = _artifact_bytes(job, base)
-    known: dict[tuple[str, Stored], int] = {}
+    job = replace(job, widths={**job.widths, **base})
     groups = {}
     for name, (matrices, widths) in found.items():
-        kind = linears.kind_of(name)
-        for stored in widths:
-            if (kind, stored) not in known:  # layers have the same shapes
-                changed = {**base, **dict.fromkeys(matrices, stored)}
-                known[kind, stored] = _artifact_bytes(job, changed) - base_bytes
+        first, *more = (_bits(job, matrices, stored) for stored in widths)
+        sizes = [0, *(round((bits - first) / 8) for bits in more)]
         groups[name] = Group(
             matrices=matrices,
             widths={str(stored): stored for stored in widths},
-            size_bytes={str(stored): known[kind, stored] for stored in widths},
+            size_bytes=dict(zip(map(str, widths), sizes, strict=True)),
         )
-    return Scope(groups=groups, base_bytes=base_bytes)
+    return Scope(groups=groups, base_bytes=learned.steps(job)[-1].output_bytes)
 
 
-def _artifact_bytes(job: Job[BaseModel], widths: Mapping[str, Stored]) -> int:
-    """What the plan says of the artifact with these ``widths``."""
-    return learned.steps(replace(job, widths={**job.widths, **widths}))[-1].output_bytes
+def _bits(job: Job[BaseModel], matrices: Sequence[str], stored: Stored) -> float:
+    """What ``matrices`` take with the width ``stored``, as the artifact's estimate counts them."""
+    weight_bits = backends.load(job.recipe.backend).weight_bits
+    assert weight_bits is not None  # of every backend that stores widths
+    job = learned.smoothed(job)
+    shapes = linears.shapes(job.checkpoint)
+    return sum(
+        rows * columns * weight_bits(job, name, stored, columns)
+        for name, (rows, columns) in ((name, shapes[name]) for name in matrices)
+    )
 
 
 def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:

@@ -13,6 +13,8 @@ from phipipe.recipe.strict import Sparse
 Smooth = Literal["none", "awq"]
 Learning = Literal["round", "search", "gptq", "signround"]
 ITERATIONS = 200  # auto-round's own default
+_NO_ROUNDS = "`iterations` are signround's: add `learn: signround`, or write `iterations: none`"
+_NO_LEARNING = "`distil` trains learned weights: add `learn: gptq`, or write `distil: none`"
 
 
 class Weights(Sparse):
@@ -26,7 +28,8 @@ class Weights(Sparse):
     )
     learn: Learning | None = Field(
         None,
-        description="Round here, once for every runtime, in place of the runtime's own rounding. "
+        description="Round here, once for every runtime, in place of the runtime's own rounding, "
+        "which `none` brings back in a variant. "
         "round: to the nearest. search: scales and codes with the least error, weighted by how "
         "strongly the calibration text drives each input. gptq: matrix by matrix, each error made "
         "up for in the columns and layers that follow. signround: auto-round learns which way each "
@@ -55,7 +58,7 @@ class Weights(Sparse):
     @model_validator(mode="after")
     def _fits(self) -> Weights:
         if self.iterations is not None and self.learn != "signround":
-            raise At("iterations", "`iterations` are signround's: add `learn: signround`")
+            raise At("iterations", _NO_ROUNDS)
         if self.distil and self.learn is None:
-            raise At("distil", "`distil` trains learned weights: add `learn: gptq`")
+            raise At("distil", _NO_LEARNING)
         return self

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from phipipe.errors import RecipeError
 from phipipe.files import file_names, user_paths
-from phipipe.recipe import overlay
+from phipipe.recipe import absent, overlay
 from phipipe.recipe.build import Build, paths_of
 from phipipe.recipe.complaints import complaints, gone
 from phipipe.recipe.document import parse, read
@@ -182,7 +182,10 @@ class _Loading:
         return _Variant(merged, str(name), at)
 
     def _build(self, variant: _Variant, folder: Path) -> Build | None:
-        data = variant.data
+        named = variant.data.get("backend", BACKEND)
+        is_known = isinstance(named, str) and named in self._options
+        known = self._options[named] if is_known else None
+        data = absent.cleaned(variant.data, Recipe, known)
         recipe = self._validate(Recipe, data, (), variant.at)
         options = None
         backend, quantize = data.get("backend", BACKEND), data.get("quantize", {})

@@ -21,6 +21,7 @@ Precision = Literal["int4", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the narrowest first
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 MAX_VARIANTS = 100
+LEAST_TOKENS = 256  # of a text, to learn from or to evaluate on
 
 
 # WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is
@@ -70,7 +71,7 @@ class Calibrate(Sparse):
         None, description="Never the evaluation text. Embedded models have one of their own."
     )
     tokens: int = Field(
-        16_384, ge=256, le=10_000_000, description="How many tokens of the text are used."
+        16_384, ge=LEAST_TOKENS, le=10_000_000, description="How many tokens of the text are used."
     )
     window: int = Field(512, ge=64, le=8192, description="Tokens per sample.")
 
@@ -139,7 +140,7 @@ class Evaluate(Model):
         "hub, else the stories.",
     )
     tokens: int = Field(
-        4096, ge=256, le=10_000_000, description="How many tokens of the text are used."
+        4096, ge=LEAST_TOKENS, le=10_000_000, description="How many tokens of the text are used."
     )
     window: int = Field(
         512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context."

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from phipipe.metrics import ROWS
-from phipipe.recipe import device
+from phipipe.recipe import absent, device
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.recipe.source import GGUF, MAX_FILE
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS
@@ -33,6 +33,9 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     models."""
     schema: Schema = Recipe.model_json_schema()
     definitions: Schema = schema["$defs"]
+    for name, one in definitions.items():
+        _add_none(one, name)
+    _add_none(schema)
     fields: Schema = schema["properties"]
     _sharpen(definitions)
     fields["backend"]["enum"] = sorted(options)
@@ -45,6 +48,7 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     for name, model in sorted(options.items()):
         section = model.model_json_schema()
         definitions |= section.pop("$defs", {})
+        _add_none(section)
         definitions[f"quantize-{name}"] = section
     fields["matrix"] = _matrix(fields, sorted(options))
     schema["allOf"] = [_rule(name) for name in sorted(options)]
@@ -82,9 +86,10 @@ def _sharpen(definitions: Schema) -> None:
         "not": {"pattern": r"(^|/)\.\.?(/|$)"},
     }
     gates = definitions["Evaluate"]["properties"]["gates"]
+    gates, _ = gates["anyOf"]
     del gates["propertyNames"]
     gates["properties"] = {
-        row.name: {"$ref": "#/$defs/Gate", "description": row.meaning} for row in ROWS
+        row.name: {**_or_none({"$ref": "#/$defs/Gate"}), "description": row.meaning} for row in ROWS
     }
     gates["additionalProperties"] = False
 
@@ -144,7 +149,28 @@ def _not_null(value: Schema) -> Schema:
     """Absent, or a value: a recipe has no use for null."""
     kept = [choice for choice in value.get("anyOf", ()) if choice.get("type") != "null"]
     rest = {key: inner for key, inner in value.items() if key not in ("anyOf", "default")}
-    return {**rest, **kept[0]} if len(kept) == 1 else value
+    return {**rest, **kept[0]} if len(kept) == 1 else {**rest, "anyOf": kept} if kept else value
+
+
+def _add_none(section: Schema, name: str = "") -> None:
+    """Let the properties of ``section``, the model ``name``, be `none` where ``absent`` takes that
+    for their absence."""
+    if name in absent.CHOICES:
+        return
+    for key, value in section["properties"].items():
+        inner = value.get("additionalProperties")
+        holds_entries = value.get("default") == {} and inner is not None
+        if holds_entries and isinstance(inner, dict):
+            value["additionalProperties"] = _or_none(inner)
+        if holds_entries or key == absent.WHOLE or value.get("default", key) is None:
+            section["properties"][key] = _or_none(value)
+
+
+def _or_none(value: Schema) -> Schema:
+    about: Schema = {key: value[key] for key in ("default", "description") if key in value}
+    rest = {key: inner for key, inner in value.items() if key not in about}
+    kinds = rest["anyOf"] if set(rest) <= {"anyOf", "title"} else [rest]
+    return {"anyOf": [*kinds, {"const": absent.NONE}], **about}
 
 
 def untitled(value: Json) -> Json:

@@ -10,7 +10,7 @@ VARIANT_KEYS = (
     "name", "device", "unit", "backend", "precision", "context", "quantize", "weights",
     "calibrate", "evaluate", "measure", "source",
 )  # fmt: skip
-CHOICES = ("text", "adapter")
+CHOICES = ("text", "adapter", "prompts")
 BACKEND = "onnxruntime"  # where a recipe names none
 
 
@@ -24,8 +24,8 @@ def lay(base: Mapping[str, Json], variant: Mapping[str, Json]) -> dict[str, Json
 
 
 def merge(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Maps within maps are merged; ``text`` and ``adapter`` are choices of one, so they are
-    replaced."""
+    """Maps within maps are merged; ``text``, ``adapter`` and ``prompts`` are choices of one, so
+    they are replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)

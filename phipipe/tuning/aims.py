@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 
 from phipipe.errors import RecipeError
+from phipipe.suggestions import shorten
+from phipipe.visible import one_line
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 LEAST_BITS, MOST_BITS = 1, 16  # of a weight
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)")
 
 
@@ -32,23 +35,43 @@ class Aim:
             return int(self.bits * parameters / 8)
         return self.size_bytes
 
+    def least(self, size_bytes: int, parameters: int) -> str:
+        """The option that asks for a little more than ``size_bytes``, of a model of so many
+        ``parameters``."""
+        if self.bits is not None:
+            return f"--bits {(800 * size_bytes // parameters + 1) / 100:.2f}"
+        unit = "GiB" if size_bytes >= UNITS["GiB"] else "MiB"
+        return f"--size {(100 * size_bytes // UNITS[unit] + 1) / 100:.2f}{unit}"
+
 
 def size_of(text: str) -> int:
-    """``2.2GiB`` in bytes.
+    """``2.2GiB`` in bytes. The case of the unit does not matter.
 
     Raises:
-        RecipeError: it is no size.
+        RecipeError: it is no size, and why.
     """
     found = _SIZE.fullmatch(text.strip())
     units = {name.lower(): factor for name, factor in UNITS.items()}
     if not found or found[2].lower() not in units:
         raise RecipeError(
-            f"`{text[:40]}` is no size", hint="give a number with a unit, such as 2.2GiB or 900MB"
+            f"`{one_line(text[:40])}` is no size: {_wrong(text.strip())}",
+            hint="give a number with a unit, such as 2.2GiB or 900MB",
         )
     size_bytes = int(float(found[1]) * units[found[2].lower()])
     if size_bytes < 1:
         raise RecipeError(f"a size of `{text[:40]}` holds nothing", hint="give 1MiB or more")
     return size_bytes
+
+
+def _wrong(text: str) -> str:
+    """Why ``text`` is no size."""
+    if text.startswith("-"):
+        return "a file has no negative size"
+    if _NUMBER.fullmatch(text):
+        return "the unit is missing"
+    if found := _SIZE.fullmatch(text):
+        return f"there is no unit `{shorten(found[2])}`; there are {', '.join(UNITS)}"
+    return "a number in plain digits comes first, with a point for decimals"
 
 
 def asked(size: str | None, bits: float | None, *, gates: bool, builds: int) -> Aim:

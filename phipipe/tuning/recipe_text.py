@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,23 +11,38 @@ from phipipe.metrics import METRICS
 from phipipe.package import answer_words, figures
 from phipipe.planning.tuning import SELECTION_TOKENS
 from phipipe.recipe import written
-from phipipe.recipe.build import paths_of
+from phipipe.recipe.build import Build, paths_of
 from phipipe.recipe.places import Where
 from phipipe.steps import Json
 from phipipe.tuning.results import Trial, Tuned
 from phipipe.visible import one_line
 from phipipe.words import human
 
-SUFFIX = "-tuned"
+_TUNED = re.compile(r"(.*)-tuned(?:-([1-9][0-9]{0,5}))?")
 MOST_CHARACTERS = 80  # of a recipe's name
 
 
-def compose(tuned: Sequence[Tuned], folder: Path, command: str) -> str:
-    """A recipe for ``folder`` that builds what ``command`` chose for each of ``tuned``."""
+def name_of(builds: Sequence[Build], sets: Sequence[str] = ()) -> str:
+    """What the recipe of the widths chosen for ``builds`` is called: as the one variant or the
+    recipe that they are of, with `-tuned` (again: `-tuned-2`, `-tuned-3` …), so that its packages
+    have folders of their own. A name that is among ``sets``, what the user laid on the recipe,
+    stays."""
+    (first, *others) = builds
+    if any(text.partition("=")[0] == "name" for text in sets):
+        return first.recipe.name
+    name = first.recipe.name if others else first.name
+    before = _TUNED.fullmatch(name)
+    suffix = f"-tuned-{int(before[2] or 1) + 1}" if before else "-tuned"
+    return (before[1] if before else name)[: MOST_CHARACTERS - len(suffix)] + suffix
+
+
+def compose(tuned: Sequence[Tuned], name: str, folder: Path, command: str) -> str:
+    """A recipe for ``folder``, called ``name``, that builds what ``command`` chose for each of
+    ``tuned``."""
     lines = [f"# Written by: {one_line(command)}"]
     for one in tuned:
         lines += [f"# {line}".rstrip() for line in evidence(one)]
-    data = [_data(one, folder) for one in tuned]
+    data = [_data(one, name, folder) for one in tuned]
     whole = data[0] if len(data) == 1 else _matrix(tuned, data)
     return "\n".join(lines) + "\n" + written.text(whole, short=True)
 
@@ -77,11 +93,10 @@ def _row(trial: Trial, tuned: Tuned) -> str:
     return told
 
 
-def _data(tuned: Tuned, folder: Path) -> dict[str, Json]:
-    """The recipe of one build, as its own file in ``folder`` would have it."""
+def _data(tuned: Tuned, name: str, folder: Path) -> dict[str, Json]:
+    """The recipe of one build, as its own file ``name`` in ``folder`` would have it."""
     recipe = tuned.build.recipe
     data: dict[str, Json] = recipe.model_dump(mode="json", exclude_unset=True)
-    name = recipe.name.removesuffix(SUFFIX)[: MOST_CHARACTERS - len(SUFFIX)] + SUFFIX
     data |= {"name": name, "quantize": dict(tuned.quantize)}
     for where, path in paths_of(recipe):
         _put(data, where, _moved(tuned.build.folder / Path(path).expanduser(), folder))

@@ -251,8 +251,12 @@ class Tuner:
             raise TargetError(
                 f"{self._build.name}: no choice of widths gets below {smallest_bytes:,} bytes "
                 f"({human(smallest_bytes)}), and {self._limit:,} were asked for",
-                hint="allow more, or take another backend or a smaller model",
+                hint=f"give {self._least(smallest_bytes)}, or take another backend or a smaller "
+                "model",
             )
+
+    def _least(self, size_bytes: int) -> str:
+        return self._aim.least(size_bytes, self._plan.whole.parameters)
 
     def _best(self) -> Trial:
         if self._limit is not None:

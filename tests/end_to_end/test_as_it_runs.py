@@ -67,10 +67,10 @@ def test_a_build_tells_what_its_file_loses_and_what_its_run_does(
     (entry,) = json.loads(out)["entries"]
     assert (entry["knob"], entry["metrics"]["kld_run"]) == (told.run.how, gate["value"])
     if backend in CACHES:
-        check_caches(run, made, told.metrics["kld_run"])
+        check_caches(run, made, backend, told.metrics["kld_run"])
 
 
-def check_caches(run: Run, made: Path, usual: float) -> None:
+def check_caches(run: Run, made: Path, backend: str, usual: float) -> None:
     """Keys and values in 8 bits cost little, in 4 bits a lot."""
     found: dict[str, dict[str, Any]] = {}
     for kind in ("q8", "q4"):
@@ -78,6 +78,8 @@ def check_caches(run: Run, made: Path, usual: float) -> None:
         assert code == 0, err
         found[kind] = json.loads(out)["cache"]
         assert found[kind]["kind"] == kind
+        assert found[kind]["is_usual"] == (backend == "openvino" and kind == "q8")
+        assert (" in groups of 64" in found[kind]["kept"]) == (backend == "mlx")
         assert found[kind]["usual_kld"] == pytest.approx(usual, rel=0.05)
     noise = 2 * found["q8"]["usual_kld_stderr"]
     assert found["q8"]["kld"] >= found["q8"]["usual_kld"] - noise
@@ -86,7 +88,7 @@ def check_caches(run: Run, made: Path, usual: float) -> None:
     assert found["q4"]["kld"] > 3 * found["q8"]["kld"]
     code, out, err = run("eval", made, "--kv", "q4")
     assert code == 0, err
-    assert f"With a cache of q4 ({found['q4']['kept']}), `kld_run` is" in out
+    assert f"with one of q4 ({found['q4']['kept']}) it is" in out
 
 
 @pytest.mark.timeout(1200)
@@ -100,6 +102,11 @@ def test_a_runtime_without_a_knob_has_one_figure(
     assert code == 0, err
     assert "kld_run" not in out
     assert "; as it runs" in " ".join(out.split())
+    code, out, err = run("eval", made, "--json")
+    assert code == 0, err
+    again = json.loads(out)["evaluation"]["metrics"]
+    for name in ("size_gib", "bits_per_weight"):
+        assert again[name] == told.metrics[name]
     code, out, err = run("eval", made, "--kv", "q8")
     assert code == 3
     assert "backends that can: llamacpp, mlx, openvino" in err

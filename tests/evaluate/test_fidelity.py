@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from testing import oracle
 
-from phipipe.errors import GateFailed, StepFailed
+from phipipe.errors import GateFailed, SourceError, StepFailed
 from phipipe.evaluate import fidelity, gates, reference, reports, sanity
 from phipipe.evaluate.reports import Baseline, Parity, Rounding
 
@@ -249,9 +250,38 @@ def test_repetition_is_the_share_of_repeated_four_grams(ids: list[int], share: f
     assert sanity.repetition(ids) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("has", "hint"),
+    [(2303, "give a text of 3072 tokens or more"), (2304, "set `calibrate.tokens` to 256 at most")],
+)
+def test_a_text_with_too_little_to_judge_by_says_what_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: int, hint: str
+) -> None:
+    (tmp_path / "text.txt").write_text("a text, whatever it says", "utf-8")
+    encoded = SimpleNamespace(encode=lambda text: list(range(has)))
+    monkeypatch.setattr(fidelity.tokenizer, "of_source", lambda source: encoded)
+    params = {"tokens": 2048, "window": 128, "first": 1024}
+    with pytest.raises(SourceError, match="judge what was learned") as caught:
+        fidelity.calibration({"source": tmp_path, "text": tmp_path}, tmp_path, params)
+    assert (caught.value.hint or "").startswith(hint)
+
+
 def test_size_counts_every_file_and_weights_apart(tmp_path: Path) -> None:
     (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
     (tmp_path / "tokenizer.json").write_bytes(bytes(24))
     found = fidelity.size(tmp_path, parameters=2000)
     assert found["bits_per_weight"] == pytest.approx(4.0)
     assert found["size_gib"] == pytest.approx(1024 / 2**30)
+
+
+def test_a_package_has_the_size_of_its_artifact(tmp_path: Path) -> None:
+    for name in ("model.onnx.data", "tokenizer.json", "parts/README.md", "parts/recipe.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1000))
+    alone = fidelity.size(tmp_path, parameters=2000)
+    names = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE.md", "recipe.yaml", "manifest.json")
+    for name in (*names, "SHA256SUMS", "reference/top.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(77))
+    assert fidelity.size(tmp_path, parameters=2000) == alone
+    assert alone["size_gib"] * 2**30 == 4000

@@ -264,7 +264,7 @@ def test_editors_are_told_names_defaults_and_metrics() -> None:
     assert fields["backend"]["default"] == "onnxruntime"
     assert fields["device"]["anyOf"][0]["enum"] == list(device.names())
     assert made["$defs"]["Evaluate"]["properties"]["tokens"]["default"] == 4096
-    assert set(gates["properties"]) == set(METRICS)
+    assert set(gates["anyOf"][0]["properties"]) == set(METRICS)
     assert all(
         definition.get("additionalProperties") is False for definition in made["$defs"].values()
     )

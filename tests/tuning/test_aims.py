@@ -42,6 +42,38 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         aims.size_of(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("-3MiB", "a file has no negative size"),
+        ("-inf", "a file has no negative size"),
+        ("900", "the unit is missing"),
+        ("5 TB", "there is no unit `TB`; there are B, KB, MB, GB, KiB, MiB, GiB"),
+        ("5GiBs", "there is no unit `GiBs`"),
+        ("nan", "a number in plain digits comes first"),
+        ("inf", "a number in plain digits comes first"),
+        ("1e3MB", "a number in plain digits comes first"),
+        ("1,5GB", "a number in plain digits comes first"),
+        ("1GiB\x1b[2J", "a number in plain digits comes first"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_with_it(text: str, why: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        aims.size_of(text)
+    assert why in caught.value.message
+    assert "\x1b" not in caught.value.message
+
+
+@given(st.integers(1, 2**45), st.integers(1_000_000, 10**11))
+def test_the_least_that_is_offered_is_enough(size_bytes: int, parameters: int) -> None:
+    text = Aim(size_bytes=1).least(size_bytes, parameters).removeprefix("--size ")
+    assert size_bytes <= aims.size_of(text) <= size_bytes + max(1.01 * size_bytes, 2**20) / 100
+    bits = Aim(bits=1).least(size_bytes, parameters).removeprefix("--bits ")
+    limit = Aim(bits=float(bits)).limit_bytes(parameters)
+    assert limit is not None
+    assert size_bytes <= limit
+
+
 @given(st.text() | st.from_regex(r"[0-9]*\.?[0-9]*[KMG]?i?B", fullmatch=True))
 def test_any_text_is_a_size_or_is_refused(text: str) -> None:
     with contextlib.suppress(RecipeError):

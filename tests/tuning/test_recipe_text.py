@@ -52,7 +52,8 @@ def again(
     tuned: Sequence[Tuned], target: Path, command: str = "phipipe tune x.yaml"
 ) -> list[Build]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(recipe_text.compose(tuned, target.parent, command), "utf-8")
+    name = recipe_text.name_of([one.build for one in tuned])
+    target.write_text(recipe_text.compose(tuned, name, target.parent, command), "utf-8")
     return load(target)
 
 
@@ -128,7 +129,7 @@ def test_variants_with_files_beside_them(variants: list[Build], tmp_path: Path) 
 def test_one_variant_is_a_recipe_of_its_own(variants: list[Build], tmp_path: Path) -> None:
     (after,) = again([found(variants[1], {"map": MAP}, tmp_path)], tmp_path / "new.yaml")
     assert plain(after) == plain(variants[1])
-    assert after.name == "mine-tuned"
+    assert after.name == "mine-there-tuned"
 
 
 @settings(max_examples=40)
@@ -149,10 +150,33 @@ def test_a_long_name_is_cut(tmp_path: Path) -> None:
     assert after.name == "n" * 74 + "-tuned"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x", "x-tuned"),
+        ("x-tuned", "x-tuned-2"),
+        ("x-tuned-2", "x-tuned-3"),
+        ("x-tuned-99", "x-tuned-100"),
+        ("x-2", "x-2-tuned"),
+        ("x-tuned-0", "x-tuned-0-tuned"),
+        ("n" * 74 + "-tuned", "n" * 72 + "-tuned-2"),
+    ],
+)
+def test_a_recipe_that_is_tuned_again_has_another_name(before: str, after: str) -> None:
+    (build,) = choices.builds(f"name={before}")
+    assert recipe_text.name_of([build]) == after
+    assert recipe_text.name_of([build], ["precision=int4"]) == after
+
+
+def test_a_name_that_the_user_set_stays() -> None:
+    (build,) = choices.builds("name=mine-tuned")
+    assert recipe_text.name_of([build], ["precision=int4", "name=mine-tuned"]) == "mine-tuned"
+
+
 def test_the_evidence_stands_above(tmp_path: Path) -> None:
     (build,) = choices.builds("evaluate.window=256")
     tuned = choices.tuned(tmp_path, build)
-    head = recipe_text.compose([tuned], tmp_path, "phipipe tune x.yaml").split("name:")[0]
+    head = recipe_text.compose([tuned], "x", tmp_path, "phipipe tune x.yaml").split("name:")[0]
     lines = head.splitlines()
     assert all(line.startswith("#") for line in lines)
     assert "Written by: phipipe tune x.yaml" in lines[0]

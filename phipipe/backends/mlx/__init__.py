@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TOOLCHAIN = "mlx"
 LEARNED = "learned"
 CACHE_BITS = {"q8": 8, "q4": 4}
+CACHE_GROUPS = (64, 32)  # keys or values that share a scale; mlx-lm's own first
 STEPS: Mapping[str, str] = {
     "convert": "phipipe.backends.mlx.convert:convert",
     "quantize": "phipipe.backends.mlx.quantize:quantize",
@@ -134,6 +135,12 @@ def _dtype(job: Job[Options]) -> Dtype:
     return job.options.dtype or float_dtype(job.checkpoint.dtype)
 
 
+def cache_group(head_size: int) -> int | None:
+    """Keys or values of a head that share a scale in a cache of few bits; None: MLX has no group
+    that divides it."""
+    return next((size for size in CACHE_GROUPS if head_size % size == 0), None)
+
+
 def open(artifact: Path, api: str = "cpu") -> Runtime:
     """Load an MLX folder on what this machine's MLX computes with; "metal" insists on the GPU."""
     from phipipe.backends.mlx.session import Session
@@ -194,7 +201,8 @@ FACE = Backend(
     open=open,
     knob=knob,
     open_run=open_run,
-    caches={name: f"{bits} bits in groups" for name, bits in CACHE_BITS.items()},
+    caches={name: f"{bits} bits" for name, bits in CACHE_BITS.items()},
+    cache_group=cache_group,
     tokenizer=tokenizer,
     rotary=frozenset(
         {

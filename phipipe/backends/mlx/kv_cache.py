@@ -6,9 +6,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
+from phipipe.backends.mlx import cache_group
 from phipipe.errors import StepFailed
-
-GROUPS = (64, 32)  # values that share a scale; mlx-lm's own first
 
 
 class RoundedCache(KVCache):  # type: ignore[misc]
@@ -38,7 +37,7 @@ def quantized_cache(model: nn.Module, bits: int) -> list[KVCache | QuantizedKVCa
     """
     usual, args = make_prompt_cache(model), model.args
     head = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
-    group = next((size for size in GROUPS if head % size == 0), None)
+    group = cache_group(head)
     if group is None or any(type(one) is not KVCache for one in usual):
         raise StepFailed(
             f"mlx-lm cannot quantize this model's cache: heads of {head} values, or layers that "

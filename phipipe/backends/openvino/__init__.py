@@ -209,6 +209,11 @@ def knob(recipe: Recipe, api: str) -> str:
     return f"{rounded}, bfloat16 arithmetic where the processor has it"
 
 
+def usual_cache(recipe: Recipe, api: str) -> str | None:
+    """u8 for weights of 8 and 4 bits on CPUs (``KV_CACHE_PRECISION`` of a compiled model)."""
+    return "q8" if api == "cpu" and recipe.precision in QUANTIZED else None
+
+
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer graphs that ship in the folder, as openvino-genai reads them, in a limited
     child."""
@@ -267,6 +272,7 @@ FACE = Backend(
     knob=knob,
     open_run=open_run,
     caches=CACHES,
+    usual_cache=usual_cache,
     tokenizer=tokenizer,
     rotary=rotary.STATIC,
     cuts_digits=False,

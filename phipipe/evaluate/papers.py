@@ -1,0 +1,27 @@
+"""What a package has beside its artifact: papers for people and for checks, which no runtime reads.
+
+An artifact is sized without them, and so is the package that it became: both are the same size.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+
+from phipipe.evaluate import reference
+
+CARD = "README.md"
+RECIPE = "recipe.yaml"
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+LICENCES = ("LICENSE*", "NOTICE*")
+
+
+def is_paper(path: PurePath) -> bool:
+    """Whether the file ``path`` of a package or an artifact, relative to it, is no part of what the
+    runtime needs: the card, the recipe, the manifest, the sums, licences, and the reference
+    data."""
+    if path.parts[0] == reference.FOLDER:
+        return True
+    papers = (CARD, RECIPE, MANIFEST, SUMS, *LICENCES)
+    return len(path.parts) == 1 and any(fnmatchcase(path.name, one) for one in papers)

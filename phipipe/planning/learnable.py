@@ -1,0 +1,101 @@
+"""Whether weights can be learned for a build, and what can be done where they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
+
+from phipipe import backends
+from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.device import Device, Unit
+from phipipe.recipe.learned import Learning
+from phipipe.recipe.recipe import Precision
+
+LEARN = ("weights", "learn")
+GROUP_SIZE = ("weights", "group_size")
+GROUPS = (32, 64, 128)  # of learned weights
+AWQ = "`--set 'weights={smooth: awq}'` smooths them instead"
+
+
+def check(build: Build, target: Device, unit: Unit) -> None:
+    """Refuse what no model changes: a precision, a backend or a unit that learned weights are not
+    for.
+
+    Raises:
+        TargetError: says what would work.
+    """
+    recipe = build.recipe
+    if recipe.weights.learn is None:
+        return
+    if recipe.precision != "int4":
+        message = f"weights are learned at 4 bits, and `precision` is {recipe.precision}"
+        hint = "set `precision: int4`, or `weights: none`"
+        raise problem_at(build, LEARN, message, hint, ("precision",))
+    if recipe.backend not in stores_learned():
+        message = f"`{recipe.backend}` cannot store weights that are learned outside of it"
+        hint = f"{_elsewhere(target)}; with `{recipe.backend}`, {AWQ}"
+        raise problem_at(build, LEARN, message, hint, ("backend",))
+    sizes = groups_of(unit, recipe.precision)
+    if recipe.weights.group_size not in sizes and not getattr(build.options, "map", {}):
+        where = unit.on or unit.api
+        message = (
+            f"{where} runs no learned weights in groups of {recipe.weights.group_size}, only of "
+            f"{_either(runs(unit, recipe.precision))}"
+        )
+        raise problem_at(build, GROUP_SIZE, message, groups_hint(sizes), LEARN)
+
+
+def stores_learned() -> list[str]:
+    """Names of the backends that store what is learned, exactly."""
+    faces = {name: backends.load(name).stores for name in backends.names()}
+    return [name for name, stores in faces.items() if stores and stores.learned]
+
+
+def runs(unit: Unit | None, precision: Precision) -> list[int]:
+    """The groups that ``unit`` insists on; -1 is a whole row. Empty: it runs all."""
+    sizes: list[int] = unit.constraints.get(precision, {}).get("group_size", []) if unit else []
+    return sizes
+
+
+def groups_of(unit: Unit | None, precision: Precision, columns: Iterable[int] = ()) -> list[int]:
+    """The groups of learned weights that ``unit`` runs and that divide all rows of ``columns``."""
+    sizes = runs(unit, precision)
+    rows = set(columns)
+    return [
+        size
+        for size in GROUPS
+        if (not sizes or size in sizes) and not any(row % size for row in rows)
+    ]
+
+
+def groups_hint(sizes: Sequence[int]) -> str:
+    """What to do where ``sizes`` are the groups that would work."""
+    if not sizes:
+        return f"no groups of learned weights would do: `--set weights.learn=none`; {AWQ}"
+    methods = ", ".join(get_args(Learning))
+    return (
+        f"`--set weights.group_size={sizes[-1]}`"
+        + (f" (or {_either(sizes[:-1])})" if sizes[:-1] else "")
+        + f" works, with each of {methods}"
+    )
+
+
+def _either(values: Iterable[object]) -> str:
+    """``64 or 128``."""
+    return " or ".join(map(str, values))
+
+
+def _elsewhere(target: Device) -> str:
+    """Backends that store learned weights and run int4 on ``target``, with their units."""
+    found = list(dict.fromkeys(_serving(target)))
+    if not found:
+        return f"nothing on {target.title} can"
+    return f"on {target.title} these can: {', '.join(found)}"
+
+
+def _serving(target: Device) -> Iterator[str]:
+    for name in stores_learned():
+        for unit in target.units:
+            if "int4" in backends.able(name, target, unit):
+                yield f"`{name}` (`unit: {unit.api}`)"
+                break

@@ -1,0 +1,86 @@
+"""``none``: how a variant, or ``--set``, takes back what the recipe says of an optional key.
+
+A variant is laid on its recipe, so a key that it leaves out is inherited. Where a key's absence
+means something (no learning, the device's usual unit, no limit), no other value says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from phipipe.steps import Json
+
+NONE = "none"
+WHOLE = "weights"  # the section that does nothing at all where it is absent
+CHOICES = ("Source", "Base", "Adapter", "Dataset", "Text", "Prompts")  # by the models' names
+"""One of several keys is given; a variant replaces the whole, so nothing is inherited. Their
+values are free text: `none` may be a file."""
+
+
+def without(data: Json, model: type[BaseModel]) -> Json:
+    """``data`` of ``model`` without the optional keys that are ``none``, at any depth. What is
+    wrong with the rest is for the model to say."""
+    if not isinstance(data, dict) or model.__name__ in CHOICES:
+        return data
+    kept = {}
+    for key, value in data.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            kept[key] = value
+        elif not (value == NONE and may_be_none(key, field)):
+            kept[key] = _inside(value, field)
+    return kept
+
+
+def may_be_none(key: str, field: FieldInfo) -> bool:
+    """Whether the field's absence is a state that no value of it names."""
+    return field.default is None or key == WHOLE or maps(field)
+
+
+def maps(field: FieldInfo) -> bool:
+    """Whether it holds entries that are optional one by one: metric → limit, pattern → width."""
+    return field.default == {} and field.annotation != dict[str, Json]
+
+
+def _inside(value: Json, field: FieldInfo) -> Json:
+    if not isinstance(value, dict):
+        return value
+    if not maps(field):
+        inner = _model(field.annotation)
+        return without(value, inner) if inner else value
+    keys, entry = _entries(field.annotation)
+    return {
+        name: without(one, entry) if entry else one
+        for name, one in value.items()
+        if one != NONE or (keys and name not in keys)  # a key that nobody knows stays, to be told
+    }
+
+
+def _model(annotation: object) -> type[BaseModel] | None:
+    """The model among ``X``, ``X | None``."""
+    kinds = (annotation, *get_args(annotation))
+    found = (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel))
+    return next(found, None)
+
+
+def _entries(annotation: object) -> tuple[tuple[str, ...], type[BaseModel] | None]:
+    """Of a mapping: the keys that it may have (none listed: any), and the model of its entries."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    key, entry = get_args(annotation)
+    return get_args(key), _model(entry)
+
+
+def cleaned(
+    data: Mapping[str, Json], recipe: type[BaseModel], options: type[BaseModel] | None
+) -> dict[str, Json]:
+    """A recipe's ``data`` without what is ``none``; ``options`` is the model of its ``quantize``,
+    where the backend is known."""
+    found: dict[str, Json] = without(dict(data), recipe)
+    if options and "quantize" in found:
+        found["quantize"] = without(found["quantize"], options)
+    return found

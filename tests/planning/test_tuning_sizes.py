@@ -1,0 +1,55 @@
+"""What a choice of widths takes is what the plan of a build with that choice says, to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pydantic import BaseModel
+from testing import choices
+
+from phipipe import backends
+from phipipe.backends.base import Job
+from phipipe.backends.widths import Stored
+from phipipe.models import linears
+from phipipe.planning import learned, preparation, tuning
+from phipipe.recipe.build import Build
+
+STORING = [name for name in backends.names() if backends.load(name).codec]
+
+
+def build_of(backend: str, weights: str) -> Build:
+    device = "apple-silicon" if backend == "mlx" else "cpu-x86_64"
+    (build,) = choices.builds(
+        f"backend={backend}", f"device={device}", "quantize={}", f"weights={weights}"
+    )
+    return build
+
+
+def planned_bytes(job: Job[BaseModel], widths: dict[str, Stored]) -> int:
+    """The artifact as a plan with ``widths`` counts it."""
+    return learned.steps(replace(job, widths={**job.widths, **widths}))[-1].output_bytes
+
+
+@pytest.mark.parametrize("weights", ["{}", "{learn: gptq}", "{smooth: awq}"])
+@pytest.mark.parametrize("backend", STORING)
+def test_the_bytes_of_every_choice_are_the_plans(backend: str, weights: str) -> None:
+    build = build_of(backend, weights)
+    plan = preparation.prepare(build, elsewhere=True)
+    job = preparation.job_of(build, plan.whole)
+    scope = tuning.scope(build, job)
+    base = {
+        name: next(iter(group.widths.values()))
+        for group in scope.groups.values()
+        for name in group.matrices
+    }
+    assert planned_bytes(job, base) == scope.base_bytes
+    kinds: set[str] = set()
+    for name, group in scope.groups.items():
+        if linears.kind_of(name) in kinds:  # layers of this model have the same shapes
+            continue
+        kinds.add(linears.kind_of(name))
+        for label, stored in group.widths.items():
+            changed = {**base, **dict.fromkeys(group.matrices, stored)}
+            found = planned_bytes(job, changed) - scope.base_bytes
+            assert found == group.size_bytes[label], (name, label)
