@@ -25,6 +25,7 @@ CASES = {
     "openvino": ["symmetric", "asymmetric"],
     "mlx": ["bfloat16", "float16", "nvfp4"],
     "torch": ["symmetric", "asymmetric"],
+    "litert": ["dynamic", "by row", "weight only"],
 }
 BEFORE = {"llamacpp": ("torch",)}  # toolchains that convert
 MATRICES = {"torch": 20, "onnxruntime rtn": 21, "onnxruntime k_quant": 21}  # 22 in the others

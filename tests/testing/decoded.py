@@ -153,10 +153,30 @@ def of_torch(folder: Path) -> Matrices:
             yield name, weight.detach().float().numpy()
 
 
+def of_litert(folder: Path) -> Matrices:
+    """Each by the matrix of the embedded model that it is nearest to: files have no names."""
+    from phipipe.backends.litert import exact
+    from phipipe.hub.take import BUILTIN_MODELS
+
+    originals, done = original(BUILTIN_MODELS["tiny-phi3"]), set()
+    for _, held in exact.decoded(folder / "model.tflite"):
+        values = held.dense()
+        off = {
+            name: float(np.square(values[::16] - one[::16]).sum())
+            for name, one in originals.items()
+            if one.shape == values.shape
+        }
+        name = min(off, key=off.__getitem__)
+        if name not in done:
+            done.add(name)
+            yield name, values
+
+
 READERS: Mapping[str, Callable[[Path], Matrices]] = {
     "onnxruntime": of_onnxruntime,
     "llamacpp": of_llamacpp,
     "openvino": of_openvino,
     "mlx": of_mlx,
     "torch": of_torch,
+    "litert": of_litert,
 }
