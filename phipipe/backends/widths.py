@@ -75,8 +75,9 @@ class Stores:
     their bits for a weight; the bits of a group beside its integers; ``blocks``: the weights in a
     type's block, where rows must end with one; ``fixed``: matrices whose width is not for the map
     to choose; ``learned``: it stores weights of ``algorithms.lattice``, ``positive``: those with
-    scales above 0 alone; ``tuned``: the types that `tune` chooses from, without them all widths;
-    ``presets``: options that a map of all matrices takes the place of."""
+    scales above 0 alone; ``floats``: a matrix may stay in floats; ``tuned``: the types that `tune`
+    chooses from, without them all widths; ``presets``: options that a map of all matrices takes the
+    place of."""
 
     groups: Mapping[int, Sequence[int]]
     group_bits: int
@@ -85,6 +86,7 @@ class Stores:
     fixed: frozenset[str] = frozenset()
     learned: bool = False
     positive: bool = False
+    floats: bool = True
     tuned: Sequence[str] = ()
     presets: frozenset[str] = frozenset()
 
@@ -119,11 +121,12 @@ class Stores:
             return f"no choice of widths for `{name}`"
         if isinstance(stored, str):
             return self._wrong_type(name, stored, columns)
-        if stored.bits == FLOAT_BITS:
+        if stored.bits == FLOAT_BITS and self.floats:
             return None
         sizes = self.groups.get(stored.bits)
         if sizes is None:
-            return f"no {stored.bits} bits, but {_list(self.groups)} and 16"
+            *able, last = *self.groups, *([FLOAT_BITS] if self.floats else [])
+            return f"no {stored.bits} bits, but {_list(able)} and {last}"
         size = stored.group_size or sizes[0]
         if size not in sizes:
             return f"no groups of {size} at {stored.bits} bits, but {_list(sizes)}"

@@ -87,8 +87,14 @@ CASES: Mapping[str, Mapping[str, tuple[dict[str, Any], list[Any], str]]] = {
             "cpu",
         ),
     },
+    "qnn": {
+        "by row": ({"prompt_length": 32, "context_length": 64}, every((4, 8), -1, None), "hexagon")
+    },
 }
-MATRICES = {"torch": [name for name in SHAPES if linears.layer_of(name) is not None]}
+MATRICES = {
+    "torch": [name for name in SHAPES if linears.layer_of(name) is not None],
+    "qnn": [name for name in SHAPES if name != linears.EMBEDDING],
+}
 
 
 def job(backend: str, case: str) -> AnyJob:
@@ -119,6 +125,8 @@ def build(root: Path, backend: str, given: AnyJob, toolchain: str) -> Path | Non
         out = outputs[step.name] = root / place_of(step)
         if out.is_dir():
             continue
+        if step.runs == "qnn/compile":  # contexts are compiled of what is decoded here
+            return outputs["quantize"]
         if step.toolchain != toolchain:
             return None
         out.mkdir()

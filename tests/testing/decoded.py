@@ -172,6 +172,29 @@ def of_litert(folder: Path) -> Matrices:
             yield name, values
 
 
+def of_qnn(folder: Path) -> Matrices:
+    """Queries, keys and values joined again, and gates and ups, which the graphs hold apart."""
+    import onnx
+    from onnx import numpy_helper
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*_token.onnx")):
+        graph = onnx.load(str(path)).graph
+        values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+        for key in values:
+            name = linears.linear_of(key.removesuffix("_quantized"))
+            if name and key.endswith("_quantized"):
+                scales = values[key.replace("_quantized", "_step")]
+                found[name] = (values[key].astype("f4") * scales).T
+    for name in list(found):
+        whole = linears.joined(name)
+        if whole and name in found:
+            prefix, _, last = whole.rpartition(".")
+            parts = [found.pop(f"{prefix}.{part}") for part in linears.JOINED[last]]
+            found[whole] = np.concatenate(parts)
+    yield from found.items()
+
+
 READERS: Mapping[str, Callable[[Path], Matrices]] = {
     "onnxruntime": of_onnxruntime,
     "llamacpp": of_llamacpp,
@@ -179,4 +202,5 @@ READERS: Mapping[str, Callable[[Path], Matrices]] = {
     "mlx": of_mlx,
     "torch": of_torch,
     "litert": of_litert,
+    "qnn": of_qnn,
 }
