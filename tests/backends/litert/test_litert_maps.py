@@ -12,8 +12,9 @@ from testing import family_checkpoints
 from testing.checkpoints import source, tie
 from testing.drive import drive, facts_of, section
 from testing.plans import planned
+from testing.shapes import phi3
 
-from phipipe.backends import litert
+from phipipe.backends import litert, rules
 from phipipe.backends.base import Job
 from phipipe.errors import TargetError
 from phipipe.hub import take
@@ -102,6 +103,22 @@ def test_a_map_that_cannot_be_is_refused(text: str, words: str) -> None:
 def test_options_that_do_not_go_together_are_refused(sets: tuple[str, ...], words: str) -> None:
     with pytest.raises(TargetError, match=words):
         planned(*TINY, *sets)
+
+
+def test_matrices_that_norms_are_folded_into_are_not_learned() -> None:
+    def told(model_type: str, learn: str | None) -> list[str]:
+        recipe: Any = SimpleNamespace(
+            precision="int4",
+            backend="litert",
+            weights=SimpleNamespace(learn=learn, group_size=32),
+            evaluate=SimpleNamespace(window=512),
+            measure=SimpleNamespace(prompt_tokens=128, new_tokens=64),
+        )
+        shape = phi3({"model_type": model_type}, parameters=10_000_000)
+        return [one.rule for one in rules.check(Job(recipe, litert.Options(), shape), litert.RULES)]
+
+    assert told("phi", "gptq") == ["R19"]
+    assert told("phi", None) == told("phi3", "gptq") == []
 
 
 def test_a_map_of_floats_takes_any_scheme() -> None:
