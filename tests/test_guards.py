@@ -46,6 +46,7 @@ HEAVY |= {
     "ai_edge_quantizer",
     "litert_lm_builder",
     "litert_lm",
+    "ml_dtypes",
     "tensorflow",
 }
 

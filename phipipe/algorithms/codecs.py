@@ -21,7 +21,8 @@ FLOAT_BITS = 16
 
 def codec(params: Params) -> Callable[[Floats, Stored, Floats], Floats]:
     """A ``backends.base.Codec`` of weights that ``params["learn"]`` rounds in groups of
-    ``params["group_size"]``, which are the recipe's `weights:`.
+    ``params["group_size"]``, which are the recipe's `weights:`; with ``params["positive"]`` no
+    scale is below 0.
 
     "search" stands in the place of "gptq" and "signround", too, which learn from more than the
     importance; where that is zero throughout, all inputs count alike. At 16 bits the values are the
@@ -32,7 +33,12 @@ def codec(params: Params) -> Callable[[Floats, Stored, Floats], Floats]:
         assert not isinstance(stored, str)  # the lattice has no types
         if stored.bits == FLOAT_BITS:
             return weight
-        grid = Grid(bits=stored.bits, group_size=stored.group_size or params["group_size"])
+        size = stored.group_size or params["group_size"]
+        grid = Grid(
+            bits=stored.bits,
+            group_size=weight.shape[1] if size < 0 else size,
+            positive=params.get("positive", False),
+        )
         rows = torch.from_numpy(np.array(weight, np.float32))
         if params["learn"] == "round":
             return rounding.plain(rows, grid).dense()

@@ -31,7 +31,8 @@ Weights = dict[str, torch.Tensor]
 
 def learn(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: the matrices named in ``params["widths"]`` (bits, group size) of ``inputs["source"]``,
-    rounded as ``params["learn"]`` says, as a folder of ``lattice``.
+    rounded as ``params["learn"]`` says, as a folder of ``lattice``; with ``params["positive"]`` no
+    scale is below 0.
 
     All but "round" learn from ``inputs["calibration"]``. With "signround", which takes
     ``params["iterations"]``, what auto-round cannot learn is as "search" has it. Layers that
@@ -45,7 +46,8 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
     """
     method: str = params["learn"]
     grids = {
-        name: Grid(bits=bits, group_size=size) for name, (bits, size) in params["widths"].items()
+        name: Grid(bits=bits, group_size=size, positive=params.get("positive", False))
+        for name, (bits, size) in params["widths"].items()
     }
     given = _signround(inputs, grids, params, out) if method == "signround" else {}
     model = Layerwise(inputs["source"])

@@ -26,13 +26,20 @@ def words(recipe: Weights) -> str:
 
 
 def step(
-    recipe: Weights, widths: Mapping[str, tuple[int, int]], checkpoint: Checkpoint, tokens: int
+    recipe: Weights,
+    widths: Mapping[str, tuple[int, int]],
+    checkpoint: Checkpoint,
+    tokens: int,
+    *,
+    positive: bool = False,
 ) -> Step:
     """``weights``: the matrices named in ``widths`` (bits, group size) of the checkpoint, rounded
-    as the recipe's ``learn`` says on so many ``tokens``."""
+    as the recipe's ``learn`` says on so many ``tokens``; ``positive``: no scale is below 0."""
     assert recipe.learn is not None
     learn: Learning = recipe.learn
     params: dict[str, Json] = {"learn": learn, "widths": {n: list(w) for n, w in widths.items()}}
+    if positive:
+        params["positive"] = True
     if learn == "signround":
         params["iterations"] = recipe.iterations or ITERATIONS
     needs = {"source": "source", **({"calibration": "calibration"} if learn in NEEDS_TEXT else {})}

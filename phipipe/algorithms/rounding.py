@@ -24,10 +24,11 @@ _DROPPED = 24 - lattice.SIGNIFICANT_BITS  # of float32's significant bits
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """``bits`` of a code, weights in a group."""
+    """``bits`` of a code, weights in a group; ``positive``: no scale is below 0."""
 
     bits: int
     group_size: int
+    positive: bool = False
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -53,8 +54,11 @@ def nearest(weight: torch.Tensor, scales: torch.Tensor, grid: Grid) -> torch.Ten
 def plain_scales(weight: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Scales [rows, groups] at which the weight of the largest size in each group is the lowest
     code, whose sign it thereby decides: all codes are used. As llama.cpp's Q4_0 and onnxruntime's
-    symmetric blocks."""
+    symmetric blocks. Of a ``positive`` grid, the least at which every weight has a code."""
     groups = weight.view(len(weight), -1, grid.group_size)
+    if grid.positive:
+        low, high = grid.limits
+        return on_lattice(torch.maximum(groups.amax(-1) / high, groups.amin(-1) / low).abs())
     at = groups.abs().argmax(-1, keepdim=True)
     return on_lattice(groups.gather(-1, at).squeeze(-1) / grid.limits[0])
 
@@ -84,13 +88,14 @@ def _searched(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> tor
     plain = plain_scales(weight, grid)
     best, least = plain, error(plain)
     for share in _SHARES if grid.bits == 4 else ():
-        for sign in (1, -1):
+        for sign in (1,) if grid.positive else (1, -1):
             scales = on_lattice(plain * (share * sign))
             best, least = _better(best, least, scales, error(scales))
     for _ in range(_REFINEMENTS):
         codes = (groups / best[..., None]).round_().clamp_(low, high)
         fitted = (drive * groups * codes).sum(-1) / (drive * codes * codes).sum(-1).clamp_min(1e-30)
-        scales = on_lattice(torch.where(fitted == 0, best, fitted))
+        kept = fitted <= 0 if grid.positive else fitted == 0
+        scales = on_lattice(torch.where(kept, best, fitted))
         best, least = _better(best, least, scales, error(scales))
     return best
 

@@ -74,9 +74,10 @@ class Stores:
     """What a runtime stores: by bits, the group sizes (the usual one first); its own ``types`` with
     their bits for a weight; the bits of a group beside its integers; ``blocks``: the weights in a
     type's block, where rows must end with one; ``fixed``: matrices whose width is not for the map
-    to choose; ``learned``: it stores weights of ``algorithms.lattice``; ``tuned``: the types that
-    `tune` chooses from, without them all widths; ``presets``: options that a map of all matrices
-    takes the place of."""
+    to choose; ``learned``: it stores weights of ``algorithms.lattice``, ``positive``: those with
+    scales above 0 alone; ``floats``: a matrix may stay in floats; ``tuned``: the types that `tune`
+    chooses from, without them all widths; ``presets``: options that a map of all matrices takes the
+    place of."""
 
     groups: Mapping[int, Sequence[int]]
     group_bits: int
@@ -84,8 +85,15 @@ class Stores:
     blocks: Mapping[str, int] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
     learned: bool = False
+    positive: bool = False
+    floats: bool = True
     tuned: Sequence[str] = ()
     presets: frozenset[str] = frozenset()
+
+    def learned_group(self, bits: int, size: int) -> int:
+        """Weights that share a scale where ``bits`` are learned in groups of ``size``: a row (-1)
+        where nothing smaller is stored."""
+        return -1 if tuple(self.groups.get(bits, ())) == (-1,) else size
 
     def choices(self) -> list[Stored]:
         """All that `tune` may choose for a matrix."""
@@ -113,11 +121,12 @@ class Stores:
             return f"no choice of widths for `{name}`"
         if isinstance(stored, str):
             return self._wrong_type(name, stored, columns)
-        if stored.bits == FLOAT_BITS:
+        if stored.bits == FLOAT_BITS and self.floats:
             return None
         sizes = self.groups.get(stored.bits)
         if sizes is None:
-            return f"no {stored.bits} bits, but {_list(self.groups)} and 16"
+            *able, last = *self.groups, *([FLOAT_BITS] if self.floats else [])
+            return f"no {stored.bits} bits, but {_list(able)} and {last}"
         size = stored.group_size or sizes[0]
         if size not in sizes:
             return f"no groups of {size} at {stored.bits} bits, but {_list(sizes)}"

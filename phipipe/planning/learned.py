@@ -13,7 +13,7 @@ from phipipe import backends
 from phipipe.algorithms import distilled, learned, smooth
 from phipipe.backends import widths
 from phipipe.backends.base import Job
-from phipipe.backends.widths import FLOAT_BITS, Stored, Width
+from phipipe.backends.widths import FLOAT_BITS, Stored, Stores, Width
 from phipipe.models import linears
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import learnable
@@ -72,21 +72,26 @@ def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
     steps = list(built)
     first = next((i for i, one in enumerate(steps) if "weights" in one.needs.values()), None)
     if first is not None:
-        recipe = job.recipe.weights
-        whole = {name: w for name, w in job.widths.items() if isinstance(w, Width)}
-        sizes = {
-            name: (w.bits, w.group_size or recipe.group_size)
-            for name, w in whole.items()
-            if w.bits != FLOAT_BITS
-        }
-        calibrate, shapes = job.recipe.calibrate, linears.shapes(job.checkpoint)
-        made = [learned.step(recipe, sizes, job.checkpoint, calibrate.tokens)]
-        if recipe.distil:
-            scales = sum(prod(shapes[name]) // size for name, (_, size) in sizes.items())
-            steps = distilled.reads(steps, made[0])
-            made.append(distilled.after(made[0], scales, job.checkpoint, calibrate))
-        steps[first:first] = made
+        steps[first:first] = _learning(job, steps)
     return steps
+
+
+def _learning(job: Job[BaseModel], steps: list[Step]) -> list[Step]:
+    """The steps that learn; of ``steps``, those that read what comes before are changed."""
+    recipe, stores = job.recipe.weights, backends.load(job.recipe.backend).stores
+    calibrate, shapes = job.recipe.calibrate, linears.shapes(job.checkpoint)
+    sizes = {
+        name: (w.bits, shapes[name][1] if w.group_size == -1 else w.group_size or recipe.group_size)
+        for name, w in job.widths.items()
+        if isinstance(w, Width) and w.bits != FLOAT_BITS
+    }
+    is_positive = stores is not None and stores.positive
+    made = [learned.step(recipe, sizes, job.checkpoint, calibrate.tokens, positive=is_positive)]
+    if recipe.distil:
+        scales = sum(prod(shapes[name]) // size for name, (_, size) in sizes.items())
+        steps[:] = distilled.reads(steps, made[0])
+        made.append(distilled.after(made[0], scales, job.checkpoint, calibrate))
+    return made
 
 
 def _resolved(
@@ -114,37 +119,45 @@ def _for_learning(
 ) -> dict[str, Stored]:
     """A width for every matrix: 4 bits in the layers, 8 for embedding and head, but for what the
     map says. (Rounding these two to 4 bits is a third of a small model's loss.)"""
-    size = build.recipe.weights.group_size
+    stores, size = backends.load(build.recipe.backend).stores, build.recipe.weights.group_size
     shapes = linears.shapes(job.checkpoint)
-    usual = {
-        name: Width(bits=4 if linears.layer_of(name) is not None else 8, group_size=size)
-        for name in shapes
-    }
+    assert stores is not None  # planning.learnable
+
+    def width(bits: int, chosen: int | None = None) -> Width:
+        group = stores.learned_group(bits, chosen or size)
+        return Width.model_validate({"bits": bits, "group_size": group})
+
+    usual = {name: width(4 if linears.layer_of(name) is not None else 8) for name in shapes}
     for name, stored in found.items():
-        wrong = _unlearnable(stored)
+        wrong = _unlearnable(stored, stores)
         if wrong or isinstance(stored, str):
             message = f"`{name}` is to have {stored}, and weights are learned {wrong}"
             raise problem_at(build, ("quantize", "map"), message, None, LEARN)
-        groups = None if stored.bits == FLOAT_BITS else stored.group_size or size
-        usual[name] = Width(bits=stored.bits, group_size=groups)
-    for name, width in usual.items():
-        if width.group_size and (columns := shapes[name][1]) % width.group_size:
-            message = (
-                f"`{name}` has rows of {columns} weights, which groups of {width.group_size} do "
-                "not divide"
-            )
-            hint = learnable.groups_hint(_groups(job))
-            raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+        is_float = stored.bits == FLOAT_BITS
+        usual[name] = stored if is_float else width(stored.bits, stored.group_size)
+    _check_columns(build, usual, job)
     _check_something(build, usual)
     if build.recipe.weights.learn == "signround":
         _check_heights(build, usual, shapes)
     return dict(usual)
 
 
-def _check_something(build: Build, found: Mapping[str, Stored]) -> None:
+def _check_columns(build: Build, found: Mapping[str, Width], job: Job[BaseModel]) -> None:
+    shapes = linears.shapes(job.checkpoint)
+    for name, width in found.items():
+        size, columns = width.group_size or -1, shapes[name][1]
+        if size > 0 and columns % size:
+            message = (
+                f"`{name}` has rows of {columns} weights, which groups of {size} do not divide"
+            )
+            hint = learnable.groups_hint(_groups(job))
+            raise problem_at(build, ("weights", "group_size"), message, hint, LEARN)
+
+
+def _check_something(build: Build, found: Mapping[str, Width]) -> None:
     """Refuse a map that leaves nothing of what is asked for: a build is called after it."""
     weights, at = build.recipe.weights, ("quantize", "map")
-    whole = [name for name, w in found.items() if isinstance(w, Width) and w.bits != FLOAT_BITS]
+    whole = [name for name, width in found.items() if width.bits != FLOAT_BITS]
     if not whole:
         message = "weights are to be learned, and the map has all matrices in floats"
         raise problem_at(build, at, message, "write `weights: none`", LEARN)
@@ -172,10 +185,12 @@ def _check_heights(
             raise problem_at(build, LEARN, message, "set `weights.learn: gptq`")
 
 
-def _unlearnable(stored: Stored) -> str | None:
+def _unlearnable(stored: Stored, stores: Stores) -> str | None:
     """What weights can be learned at, where ``stored`` is something else."""
     if isinstance(stored, str) or stored.bits not in (*LEARNED_BITS, FLOAT_BITS):
         return "at 4 or 8 bits"
+    if stores.learned_group(stored.bits, 0) < 0:
+        return None if stored.group_size in (None, -1) else f"by row (-1) at {stored.bits} bits"
     if stored.bits != FLOAT_BITS and stored.group_size not in (None, *GROUPS):
         return f"in groups of {', '.join(map(str, GROUPS))}"
     return None

@@ -96,11 +96,12 @@ def _possible(
     """The widths that the runtime stores and the unit runs."""
     every: Sequence[Stored] = stores.choices()
     if job.learns:
-        every = [
-            Width.model_validate({"bits": bits, "group_size": size})
+        sizes = {
+            (bits, stores.learned_group(bits, size)): None
             for bits in learned.LEARNED_BITS
             for size in learnable.GROUPS
-        ]
+        }
+        every = [Width.model_validate({"bits": b, "group_size": size}) for b, size in sizes]
     for stored in every:
         if not any(
             stores.wrong(name, stored, columns) or learned.unit_wants(job, name, stored)
@@ -151,6 +152,7 @@ def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
     params = job.codec_params
     if job.learns:
         params = {"learn": recipe.weights.learn, "group_size": recipe.weights.group_size}
+        params |= {"positive": True} if face.stores and face.stores.positive else {}
     sensitive = sensitivity.sensitivity_step(job.checkpoint, recipe.calibrate.window)
     steps = (
         *needed(plan.steps, "source"),

@@ -147,13 +147,14 @@ def resumed_signs(root: Path) -> dict[str, Any]:
     }
 
 
-def errors() -> dict[str, float]:
+def errors(*, positive: bool = False) -> dict[str, float]:
     """What a matrix's output is off by, rounded in three ways, its inputs driven unevenly."""
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 256, generator=random)
     mixing = torch.randn(256, 256, generator=random) * torch.logspace(-1, 1, 256)
     given = torch.randn(1024, 256, generator=random) @ mixing
-    squares, grid = given.square().mean(0), Grid(bits=4, group_size=32)
+    squares = given.square().mean(0)
+    grid = Grid(bits=4, group_size=32, positive=positive)
     plain = rounding.plain_scales(weight, grid)
     searched = rounding.searched_scales(weight, squares, grid)
     codes = {
@@ -167,6 +168,26 @@ def errors() -> dict[str, float]:
         return float((given @ (dense - weight).T).square().mean())
 
     return {name: off(pair) for name, pair in codes.items()}
+
+
+def above_0(root: Path) -> dict[str, Any]:
+    """Weights without a scale below 0, 8 bits in whole rows."""
+    asked = {name: [bits, 32 if bits == 4 else 256] for name, (bits, _) in widths().items()}
+    found: dict[str, Any] = {"errors": errors(positive=True), "divergence": {}, "least": []}
+    for method in ("round", "search", "gptq"):
+        text = method != "round"
+        out = learned(root, method, f"above-{method}", text=text, widths=asked, positive=True)
+        stored = Lattice(out)
+        found["divergence"][method] = divergence(out)
+        found["least"] += [float(stored[name].scales.min()) for name in stored.names]
+        found["widths"] = {name: list(stored.width(name)) for name in asked}
+    random = np.random.default_rng(9).normal(size=(8, 64)).astype(np.float32)
+    for method in ("round", "search"):
+        params = {"learn": method, "group_size": 32, "positive": True}
+        codec = learned_codec(params)
+        rows = codec(random, Width(bits=8, group_size=-1), np.ones(64, np.float32))
+        found[f"{method} rows"] = float(np.abs(rows - random).max())
+    return found | {"asked": asked}
 
 
 def moved() -> list[float]:
@@ -307,6 +328,7 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "scales": scales,
         "threads": lambda: threads(root),
         "tied": lambda: tied_tables(root),
+        "above 0": lambda: above_0(root),
         "nan": lambda: said_of_nan(lambda: learned(root, "gptq", "nan")),
         "second": lambda: Lattice(learned(root, "gptq", "second")).digest,
         "cut": lambda: cut_short(root),

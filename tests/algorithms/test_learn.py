@@ -37,6 +37,17 @@ def test_each_method_is_closer_than_the_one_before(facts: dict[str, Any]) -> Non
     assert facts["divergence"]["gptq"] < 0.6 * facts["divergence"]["round"]
 
 
+def test_scales_above_0_cost_a_little_and_are_learned_as_well(facts: dict[str, Any]) -> None:
+    found = section(facts, "above 0")
+    assert min(found["least"]) > 0
+    assert found["widths"] == found["asked"]
+    for name in ("errors", "divergence"):
+        of = found[name]
+        assert of["gptq"] < of["search"] < of["round"], name
+        assert of["gptq"] < 1.5 * facts[name]["gptq"]
+    assert max(found["round rows"], found["search rows"]) < 0.02
+
+
 def test_all_matrices_are_as_wide_as_asked(facts: dict[str, Any]) -> None:
     assert section(facts, "widths") == section(facts, "asked")
 

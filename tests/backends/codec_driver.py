@@ -49,6 +49,8 @@ PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
 PLAIN += ("IQ4_XS", "IQ3_S", "F32", "F16", "BF16")
 WEIGHED = ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 TYPES = [*PLAIN, *every((4, 5, 8), None), FLOATS]
+BY_ROW = every((8,), -1, None)
+TFLITE = {"format": "tflite", "prefill_length": 8, "context_length": 64}
 AFFINE = [*every((2, 3, 4, 5, 6, 8), 32, 64, 128), FLOATS]
 # Options, what the matrices are stored in one after the other, and the unit's API.
 CASES: Mapping[str, Mapping[str, tuple[dict[str, Any], list[Any], str]]] = {
@@ -76,8 +78,23 @@ CASES: Mapping[str, Mapping[str, tuple[dict[str, Any], list[Any], str]]] = {
         "symmetric": ({}, [*every((4, 8), 32, 64, 128, -1, None), FLOATS], "cpu"),
         "asymmetric": ({"symmetric": False}, [*every((4,), 32, 64, 128, -1, None), FLOATS], "cpu"),
     },
+    "litert": {
+        "dynamic": (TFLITE, [*every((4,), 32, 64, 128, 256, -1, None), *BY_ROW, FLOATS], "cpu"),
+        "by row": ({**TFLITE, "group_size": -1}, [*every((4,), 64, None), *BY_ROW, FLOATS], "cpu"),
+        "weight only": (
+            {**TFLITE, "scheme": "weight_only"},
+            [*every((4,), -1, None), *BY_ROW, FLOATS],
+            "cpu",
+        ),
+    },
+    "qnn": {
+        "by row": ({"prompt_length": 32, "context_length": 64}, every((4, 8), -1, None), "hexagon")
+    },
 }
-MATRICES = {"torch": [name for name in SHAPES if linears.layer_of(name) is not None]}
+MATRICES = {
+    "torch": [name for name in SHAPES if linears.layer_of(name) is not None],
+    "qnn": [name for name in SHAPES if name != linears.EMBEDDING],
+}
 
 
 def job(backend: str, case: str) -> AnyJob:
@@ -108,6 +125,8 @@ def build(root: Path, backend: str, given: AnyJob, toolchain: str) -> Path | Non
         out = outputs[step.name] = root / place_of(step)
         if out.is_dir():
             continue
+        if step.runs == "qnn/compile":  # contexts are compiled of what is decoded here
+            return outputs["quantize"]
         if step.toolchain != toolchain:
             return None
         out.mkdir()

@@ -25,9 +25,16 @@ CASES = {
     "openvino": ["symmetric", "asymmetric"],
     "mlx": ["bfloat16", "float16", "nvfp4"],
     "torch": ["symmetric", "asymmetric"],
+    "litert": ["dynamic", "by row", "weight only"],
+    "qnn": ["by row"],
 }
-BEFORE = {"llamacpp": ("torch",)}  # toolchains that convert
-MATRICES = {"torch": 20, "onnxruntime rtn": 21, "onnxruntime k_quant": 21}  # 22 in the others
+BEFORE = {"llamacpp": ("torch",), "qnn": ("torch",)}  # toolchains that convert
+MATRICES = {
+    "torch": 20,
+    "qnn": 21,
+    "onnxruntime rtn": 21,
+    "onnxruntime k_quant": 21,
+}  # 22 in the others
 # onnxruntime's code for embeddings at 4 bits rounds halves to even, that for products away from 0.
 HALVES = {f"onnxruntime {case}": {"embed_tokens"} for case in ("default", "asymmetric", "fp16")}
 

@@ -153,10 +153,54 @@ def of_torch(folder: Path) -> Matrices:
             yield name, weight.detach().float().numpy()
 
 
+def of_litert(folder: Path) -> Matrices:
+    """Each by the matrix of the embedded model that it is nearest to: files have no names."""
+    from phipipe.backends.litert import exact
+    from phipipe.hub.take import BUILTIN_MODELS
+
+    originals, done = original(BUILTIN_MODELS["tiny-phi3"]), set()
+    for _, held in exact.decoded(folder / "model.tflite"):
+        values = held.dense()
+        off = {
+            name: float(np.square(values[::16] - one[::16]).sum())
+            for name, one in originals.items()
+            if one.shape == values.shape
+        }
+        name = min(off, key=off.__getitem__)
+        if name not in done:
+            done.add(name)
+            yield name, values
+
+
+def of_qnn(folder: Path) -> Matrices:
+    """Queries, keys and values joined again, and gates and ups, which the graphs hold apart."""
+    import onnx
+    from onnx import numpy_helper
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*_token.onnx")):
+        graph = onnx.load(str(path)).graph
+        values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+        for key in values:
+            name = linears.linear_of(key.removesuffix("_quantized"))
+            if name and key.endswith("_quantized"):
+                scales = values[key.replace("_quantized", "_step")]
+                found[name] = (values[key].astype("f4") * scales).T
+    for name in list(found):
+        whole = linears.joined(name)
+        if whole and name in found:
+            prefix, _, last = whole.rpartition(".")
+            parts = [found.pop(f"{prefix}.{part}") for part in linears.JOINED[last]]
+            found[whole] = np.concatenate(parts)
+    yield from found.items()
+
+
 READERS: Mapping[str, Callable[[Path], Matrices]] = {
     "onnxruntime": of_onnxruntime,
     "llamacpp": of_llamacpp,
     "openvino": of_openvino,
     "mlx": of_mlx,
     "torch": of_torch,
+    "litert": of_litert,
+    "qnn": of_qnn,
 }

@@ -23,9 +23,16 @@ from phipipe.models import linears
 
 
 def make(
-    source: Path, folder: Path, dense: Path, size: int, floats: Collection[str] = ()
+    source: Path,
+    folder: Path,
+    dense: Path,
+    size: int,
+    floats: Collection[str] = (),
+    *,
+    positive: bool = False,
 ) -> dict[str, tuple[int, int]]:
-    """Bits and group size of each matrix: 4 bits in the layers, 8 outside of them."""
+    """Bits and group size of each matrix: 4 bits in the layers, 8 outside of them; ``positive``:
+    no scale is below 0, and 8 bits share one in a row (-1)."""
     folder.mkdir(parents=True)
     shutil.copytree(source, dense, ignore=shutil.ignore_patterns("*.safetensors"))
     random, widths = np.random.default_rng(0), {}
@@ -35,10 +42,12 @@ def make(
         tensors[key] = weight.float()
         if name and name not in floats:
             bits = 4 if linears.layer_of(name) is not None else 8
-            matrix = moved(weight.float().numpy(), bits, size, random)
+            by_row = positive and bits == 8
+            group = weight.shape[1] if by_row else size
+            matrix = moved(weight.float().numpy(), bits, group, random, positive=positive)
             lattice.write(folder, len(widths), {name: matrix})
             tensors[key] = torch.from_numpy(matrix.dense())
-            widths[name] = (bits, size)
+            widths[name] = (bits, -1 if by_row else size)
     lattice.finish(folder, {"learn": "round"})
     save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((dense / "config.json").read_text("utf-8"))
@@ -46,12 +55,19 @@ def make(
     return widths
 
 
-def moved(weight: lattice.Floats, bits: int, size: int, random: np.random.Generator) -> Matrix:
-    """``weight`` rounded with scales of both signs, and each code one up, one down or where it
-    was; the first is the lowest that there is."""
+def moved(
+    weight: lattice.Floats,
+    bits: int,
+    size: int,
+    random: np.random.Generator,
+    *,
+    positive: bool = False,
+) -> Matrix:
+    """``weight`` rounded with scales of both signs, unless ``positive``, and each code one up, one
+    down or where it was; the first is the lowest that there is."""
     low, high = lattice.limits(bits)
     groups = weight.reshape(len(weight), -1, size)
-    signs = random.choice([-1, 1], groups.shape[:2])
+    signs = random.choice([1] if positive else [-1, 1], groups.shape[:2])
     scales = lattice.to_scales((np.abs(groups).max(-1) / high * signs).astype(np.float32))
     codes = np.rint(groups / scales.astype(np.float32)[..., None])
     codes = np.clip(codes + random.integers(-1, 2, codes.shape), low, high).astype(np.int8)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from phipipe import backends
 from phipipe.algorithms.sensitivity import CHECKS, ERRORS
 from phipipe.backends import widths
+from phipipe.backends.base import AnyBackend
 from phipipe.errors import TargetError
 from phipipe.execution.results import Outcome, Result
 from phipipe.planning import preparation, tuning
@@ -183,7 +184,15 @@ def test_a_size_that_no_choice_reaches_is_refused_before_a_step(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backend_without_widths_says_which_have_some(tmp_path: Path) -> None:
+def test_a_backend_without_widths_says_which_have_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = backends.load
+
+    def without(name: str) -> AnyBackend:
+        return replace(load(name), stores=None) if name == "litert" else load(name)
+
+    monkeypatch.setattr(backends, "load", without)
     text = build_of("litert")
     with pytest.raises(TargetError, match="nothing to choose") as caught:
         Tuner(text, World(tmp_path).attempt, Aim(bits=5), 4).run(answers=False)

@@ -18,13 +18,16 @@ from phipipe.backends.base import Backend, Finer, Job
 from phipipe.backends.litert.layout import BUNDLE, MODEL
 from phipipe.backends.litert.options import ADVICE, BITS, Options, context_of, group_of, prefill_of
 from phipipe.backends.litert.rules import FIXUPS, RULES
-from phipipe.steps import Step
+from phipipe.backends.litert.sizes import STORES, stored_bytes, weight_bits, widths_of
+from phipipe.backends.widths import widens_layers
+from phipipe.steps import Json, Params, Step
 
 if TYPE_CHECKING:
-    from phipipe.backends.base import Runtime, Tokenizer
+    from phipipe.backends.base import Codec, Runtime, Tokenizer
     from phipipe.recipe.recipe import Precision
 
 TOOLCHAIN = "litert"
+LEARNED = "learned"
 STEPS: Mapping[str, str] = {
     "convert": "phipipe.backends.litert.convert:convert",
     "quantize": "phipipe.backends.litert.quantize:quantize",
@@ -68,20 +71,26 @@ def _convert_step(job: Job[Options]) -> Step:
 
 
 def _quantize_step(job: Job[Options]) -> Step:
-    bits, parameters = BITS[job.recipe.precision], job.checkpoint.parameters
+    needs: dict[str, str] = {"model": "convert"}
+    params: dict[str, Json] = {
+        "bits": BITS[job.recipe.precision],
+        "group_size": group_of(job.recipe, job.options),
+        "scheme": job.options.scheme,
+    }
+    if job.widths:
+        needs["source"] = "source"
+        params["widths"] = {name: list(width) for name, width in widths_of(job).items()}
+    if job.learns:
+        needs["weights"] = "weights"
     return Step(
         name="quantize",
         runs="litert/quantize",
-        version=1,
-        needs={"model": "convert"},
-        params={
-            "bits": bits,
-            "group_size": group_of(job.recipe, job.options),
-            "scheme": job.options.scheme,
-        },
+        version=2,
+        needs=needs,
+        params=params,
         toolchain=TOOLCHAIN,
-        output_bytes=parameters * bits // 8,
-        memory_bytes=2**30 + 2 * parameters,
+        output_bytes=stored_bytes(job),
+        memory_bytes=2**30 + 2 * job.checkpoint.parameters,
     )
 
 
@@ -103,9 +112,12 @@ def scheme(job: Job[Options]) -> str:
     recipe, options = job.recipe, job.options
     if recipe.precision not in BITS:
         return "float32"
-    group = group_of(recipe, options)
+    group = recipe.weights.group_size if job.learns else group_of(recipe, options)
     shared = "per row" if group < 0 else f"in groups of {group}"
-    return f"{recipe.precision} {shared}, {options.scheme.replace('_', ' ')}"
+    words = [f"{recipe.precision} {shared}", options.scheme.replace("_", " ")]
+    words += [f"{recipe.weights.learn} {LEARNED}"] if job.learns else []
+    words += ["map"] if options.map else []
+    return ", ".join(words)
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
@@ -122,6 +134,13 @@ def tokenizer(artifact: Path) -> Tokenizer:
     return of_folder(artifact)
 
 
+def codec(params: Params) -> Codec:
+    """What ai-edge-quantizer rounds rows of a weight to."""
+    from phipipe.backends.litert.codecs import codec
+
+    return codec(params)
+
+
 FACE = Backend(
     title="LiteRT",
     toolchain=TOOLCHAIN,
@@ -135,7 +154,12 @@ FACE = Backend(
     context_length=lambda job: context_of(job.options, job.checkpoint),
     rules=RULES,
     fixups=FIXUPS,
-    by_rows=lambda job: group_of(job.recipe, job.options) == -1,
+    by_rows=lambda job: not job.learns and group_of(job.recipe, job.options) == -1,
+    is_uniform=lambda options: not widens_layers(options.map),
+    stores=STORES,
+    weight_bits=weight_bits,
+    codec=codec,
+    wider="set `quantize.map: {layers.*.mlp.down_proj: {bits: 8}}`",
     finer=(Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
     open=open,
     tokenizer=tokenizer,

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from phipipe.backends.widths import Mapped
 
 if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
@@ -25,6 +27,8 @@ ADVICE: Mapping[str, str] = {
     "scheme": "dynamic for speed, the only sensible one on phones. weight_only shows how much the "
     "integer arithmetic costs.",
     "group_size": "32 is closer; 128 or -1 are a little smaller and faster.",
+    "map": '`{"layers.*.mlp.down_proj": {bits: 8}}` where 4 bits cost too much. 4 bits in groups '
+    "of 32 to 256 or by row (-1), 8 bits by row, or 16 for floats.",
     "prefill_length": "128 suits chats. Longer ones read long prompts faster.",
     "context_length": "As long as prompt and answer together; its memory is taken whole at the "
     "start.",
@@ -33,10 +37,8 @@ ADVICE: Mapping[str, str] = {
 }
 
 
-class Options(BaseModel):
+class Options(Mapped):
     """LiteRT's own knobs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Literal["dynamic", "weight_only"] = Field(
         default="dynamic",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from phipipe.backends import learned_rules
 from phipipe.backends.litert.options import BITS, context_of, group_of, prefill_of
 from phipipe.backends.rules import Fixup, Rule
+from phipipe.backends.widths import Width
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
+    from phipipe.backends.litert.options import Options
     from phipipe.models.checkpoint import Checkpoint
+    from phipipe.recipe.recipe import Recipe
 
 # transformers' types that were exported here and compared with transformers' logits.
 MODEL_TYPES = ("phi3", "phi", "llama", "mistral", "qwen2", "qwen3")
@@ -17,6 +21,18 @@ MODEL_TYPES = ("phi3", "phi", "llama", "mistral", "qwen2", "qwen3")
 
 def is_odd(group: int, checkpoint: Checkpoint) -> bool:
     return group > 0 and not checkpoint.is_divided_by(group)
+
+
+def _groups(options: Options) -> int | None:
+    """Weights in a group of some matrix that the map names; None: it asks for none."""
+    sizes = (one.group_size or -1 for one in options.map.values() if isinstance(one, Width))
+    return next((size for size in sizes if size > 0), None)
+
+
+def _rounds(recipe: Recipe, options: Options) -> str | None:
+    """The option that has a word about rounding, though weights are learned."""
+    named = options.group_size is not None and options.group_size != recipe.weights.group_size
+    return "group_size" if named and recipe.weights.learn is not None else None
 
 
 def _working(checkpoint: Checkpoint) -> str:
@@ -92,7 +108,11 @@ RULES = (
     Rule(
         id="R08",
         level="error",
-        when=lambda r, o, c: r.precision == "int4" and is_odd(group_of(r, o), c),
+        when=lambda r, o, c: (
+            r.precision == "int4"
+            and r.weights.learn is None  # those have groups of their own
+            and is_odd(group_of(r, o), c)
+        ),
         message="groups of {group} do not divide this model's layers (hidden size "
         "{checkpoint.hidden_size}, "
         "intermediate size {checkpoint.intermediate_size})",
@@ -102,19 +122,55 @@ RULES = (
     Rule(
         id="R09",
         level="warning",
-        when=lambda r, o, c: r.precision == "int4" and group_of(r, o) < 0,
+        when=lambda r, o, c: (
+            r.precision == "int4" and r.weights.learn is None and group_of(r, o) < 0
+        ),
         message="int4 with one scale for a whole row is further from the original than in "
         "groups of 32, in a file of "
         "the same size",
         hint="leave `quantize.group_size` and `scheme` out, or choose int8",
     ),
     Rule(
+        id="R15",
+        level="error",
+        when=lambda r, o, c: o.scheme == "weight_only" and _groups(o) is not None,
+        message="`quantize.map` asks for groups of {group}, which LiteRT runs with "
+        "`scheme: dynamic` alone",
+        hint="give `group_size: -1`, or leave `quantize.scheme` out",
+        words=lambda r, o, c: {"group": _groups(o)},
+    ),
+    Rule(
+        id="R16",
+        level="error",
+        when=lambda r, o, c: r.weights.learn is not None and o.scheme == "weight_only",
+        message="learned weights share scales in groups, which LiteRT runs with "
+        "`scheme: dynamic` alone",
+        hint="leave `quantize.scheme` out",
+    ),
+    learned_rules.rounds_again("R17", _rounds),
+    Rule(
+        id="R18",
+        level="error",
+        when=lambda r, o, c: r.weights.learn == "signround",
+        message="auto-round gives scales either sign, and XNNPACK, which computes for LiteRT, "
+        "takes none below 0",
+        hint="set `weights.learn: gptq`",
+    ),
+    Rule(
+        id="R19",
+        level="error",
+        when=lambda r, o, c: r.weights.learn is not None and c.model_type == "phi",
+        message="litert-torch folds the scales of `{checkpoint.architecture}`'s LayerNorms into "
+        "its matrices, which learned weights would not hold",
+        hint="take `weights.learn` out; `quantize.map` gives single matrices their widths",
+    ),
+    Rule(
         id="R14",
         level="warning",
         when=lambda r, o, c: (
-            r.precision not in BITS and bool({"scheme", "group_size"} & o.model_fields_set)
+            r.precision not in BITS and bool({"scheme", "group_size", "map"} & o.model_fields_set)
         ),
-        message="`quantize.scheme` and `quantize.group_size` change nothing: {recipe.precision} "
+        message="`quantize.scheme`, `group_size` and `map` change nothing: {recipe.precision} "
         "quantizes nothing",
         hint="take them out, or choose int8 or int4",
     ),

@@ -9,11 +9,12 @@ from pathlib import Path
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
+from phipipe.backends.widths import FLOAT_BITS
 from phipipe.errors import StepFailed
 from phipipe.steps import Json
 
-FLOAT_BITS = 32
-BITS = {"FLOAT32": FLOAT_BITS, "INT8": 8, "INT4": 4}
+BITS = {"FLOAT32": 32, "FLOAT16": 16, "INT8": 8, "INT4": 4}
+LOOKUP = "EMBEDDING_LOOKUP"
 # TensorFlow Lite's numbers → names.
 _KINDS = {number: name for name, number in vars(schema.TensorType).items() if type(number) is int}
 _OPERATORS = {
@@ -26,6 +27,7 @@ class Weight:
     """A stored matrix of one signature. ``group`` is 0 for floats, -1 for one scale a row."""
 
     name: str
+    buffer: int
     shape: tuple[int, ...]
     kind: str  # TensorFlow Lite's tensor type
     group: int
@@ -40,27 +42,30 @@ def read(path: Path) -> list[Weight]:
     Raises:
         StepFailed: the file holds none.
     """
-    model = tfl_flatbuffer_utils.read_model(str(path))
+    model = model_of(path)
     weights = [
-        _weight(f"{graph.name.decode()}:{tensor.name.decode()}", tensor, reader)
+        weight_of(graph, tensor, reader)
         for graph in model.subgraphs
-        for tensor, reader in _matrices(model, graph)
-        if _is_stored(model.buffers[tensor.buffer])
+        for tensor, reader in matrices(model, graph)
     ]
     if not weights:
         raise StepFailed(f"`{path.name}` holds no weights")
     return weights
 
 
-def _matrices(
-    model: schema.ModelT, graph: schema.SubGraphT
-) -> Iterator[tuple[schema.TensorT, str]]:
-    """Every matrix that an operator of ``graph`` reads, and the operator's name."""
+def model_of(path: Path) -> schema.ModelT:
+    """The model in the file; its buffers are views of it."""
+    return tfl_flatbuffer_utils.read_model(str(path))
+
+
+def matrices(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[tuple[schema.TensorT, str]]:
+    """Every stored matrix that an operator of ``graph`` reads, and the operator's name."""
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex]
         reader = _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        tensors = (graph.tensors[index] for index in operator.inputs if index >= 0)
-        yield from ((tensor, reader) for tensor in tensors if _is_matrix(tensor))
+        for tensor in (graph.tensors[index] for index in operator.inputs if index >= 0):
+            if _is_matrix(tensor) and _is_stored(model.buffers[tensor.buffer]):
+                yield tensor, reader
 
 
 def _is_matrix(tensor: schema.TensorT) -> bool:
@@ -74,7 +79,8 @@ def _is_stored(buffer: schema.BufferT) -> bool:
     )
 
 
-def _weight(name: str, tensor: schema.TensorT, reader: str) -> Weight:
+def weight_of(graph: schema.SubGraphT, tensor: schema.TensorT, reader: str) -> Weight:
+    """How ``tensor`` of ``graph``, which the operator ``reader`` reads, is stored."""
     quantization, group, zeros = tensor.quantization, 0, None
     if quantization is not None and type(quantization.details).__name__ == "BlockwiseQuantizationT":
         group = int(quantization.details.blockSize)
@@ -84,7 +90,8 @@ def _weight(name: str, tensor: schema.TensorT, reader: str) -> Weight:
         group = -1 if scales == rows else -2  # -2: something that we never ask for
         zeros = quantization.zeroPoint
     return Weight(
-        name=name,
+        name=f"{graph.name.decode()}:{tensor.name.decode()}",
+        buffer=tensor.buffer,
         shape=tuple(int(length) for length in tensor.shape),
         kind=_KINDS[tensor.type],
         group=group,
@@ -94,34 +101,49 @@ def _weight(name: str, tensor: schema.TensorT, reader: str) -> Weight:
     )
 
 
-def verify(before: Sequence[Weight], after: Sequence[Weight], params: Mapping[str, Json]) -> None:
+def verify(
+    before: Sequence[Weight],
+    after: Sequence[Weight],
+    params: Mapping[str, Json],
+    names: Mapping[int, str] | None = None,
+) -> None:
     """``after`` holds the matrices of ``before``, stored as ``params`` (``bits``, ``group_size``,
-    ``scheme``) ask.
+    ``scheme``) ask, or as ``params["widths"]`` do; ``names``: the matrices in the buffers of
+    ``before``.
 
     Raises:
         StepFailed: names the first that is not as it should be.
     """
     shapes = [{weight.name: weight.shape for weight in weights} for weights in (before, after)]
     if shapes[0] != shapes[1]:
-        names = sorted(shapes[0] | shapes[1])
-        changed = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+        changed = [
+            name
+            for name in sorted(shapes[0] | shapes[1])
+            if shapes[0].get(name) != shapes[1].get(name)
+        ]
         raise StepFailed(f"the quantizer lost or changed `{changed[0]}`")
+    held = {weight.name: (names or {}).get(weight.buffer, "") for weight in before}
+    widths: Mapping[str, Sequence[int]] = params.get("widths", {})
+    if lost := widths.keys() - held.values():
+        raise StepFailed(f"the converted model has no matrix that holds `{min(lost)}` alone")
     for weight in after:
-        problem = _difference(weight, params)
+        bits, group = widths.get(held[weight.name], (params["bits"], params["group_size"]))
+        problem = _difference(weight, bits, group, params["scheme"])
         if problem:
-            raise StepFailed(f"`{weight.name}` {problem}")
+            raise StepFailed(f"`{held[weight.name] or weight.name}` {problem}")
 
 
-def _difference(weight: Weight, params: Mapping[str, Json]) -> str | None:
-    """What is not as ``params`` ask; None if nothing is."""
-    if (BITS.get(weight.kind), weight.group) != (params["bits"], params["group_size"]):
-        asked = f"{params['bits']} bits and {_words(params['group_size'])}"
+def _difference(weight: Weight, bits: int, group: int, scheme: str) -> str | None:
+    """What is not as asked; None if nothing is."""
+    group = 0 if bits == FLOAT_BITS else group
+    if (BITS.get(weight.kind), weight.group) != (bits, group):
+        asked = f"{bits} bits and {_words(group)}"
         stored = f"{weight.kind} with {_words(weight.group)}"
         return f"was asked for in {asked}, and is stored as {stored}"
     if not weight.symmetric:
         return "is stored with zero points; LiteRT's weights are symmetric"
-    if weight.dequantized != (params["scheme"] == "weight_only"):
-        used = f"`{params['scheme']}` weights are used"
+    if weight.dequantized != (scheme == "weight_only" or bits == FLOAT_BITS):
+        used = f"`{scheme}` weights are used"
         return f"is read by {weight.reader}, which is not how {used}"
     return None
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.algorithms import olive
-from phipipe.backends import genai
-from phipipe.backends.base import Backend, Finer, Job, absent
+from phipipe.backends import genai, widths
+from phipipe.backends.base import Backend, Codec, Finer, Job, absent
 from phipipe.backends.qnn.options import ADVICE, Options
 from phipipe.backends.qnn.rules import EMULATED_PARAMETERS, RULES
-from phipipe.backends.qnn.sizes import parts_of, sizes
+from phipipe.backends.qnn.sizes import STORES, parts_of, sizes, weight_bits
 from phipipe.backends.qnn.stages import CONFIG, FACTS
 from phipipe.models.rotary import STATIC
-from phipipe.steps import Step
+from phipipe.steps import Json, Params, Step
 
 if TYPE_CHECKING:
     from phipipe.backends.base import Runtime
@@ -54,7 +54,7 @@ def steps(job: Job[Options]) -> list[Step]:
     recipe, options, checkpoint = job.recipe, job.options, job.checkpoint
     bits = 8 if recipe.precision == "int8" else 4
     parts = options.parts or parts_of(checkpoint)
-    size = sizes(recipe, options, checkpoint, bits, parts)
+    size = sizes(job, bits, parts)
     small = checkpoint.parameters <= EMULATED_PARAMETERS
     before = olive.rotations(options.rotate, checkpoint)
     source = before[-1].name if before else "source"
@@ -90,12 +90,15 @@ def _quantize_step(job: Job[Options], bits: int, size: Mapping[str, int], *, sco
     """``scored``: fidelity is measured on its output, in place of what ships."""
     kept = job.options.keep_8bit if bits == 4 else []
     caches = 4 * size["caches"] + size["mapped"] * 3 // 2
+    params: dict[str, Json] = {"bits": bits, "keep_8bit": sorted(kept)}
+    if job.widths:
+        params["widths"] = widths.to_params(job.widths)
     return Step(
         name="quantize",
         runs="qnn/quantize",
-        version=2,
+        version=3,
         needs={"model": "convert", "calibration": "calibration"},
-        params={"bits": bits, "keep_8bit": sorted(kept)},
+        params=params,
         toolchain=TOOLCHAIN,
         twin=scored,
         output_bytes=size["fixed"],
@@ -133,6 +136,7 @@ def scheme(job: Job[Options]) -> str:
     words = _SCHEMES[recipe.precision]
     if recipe.precision == "int4" and options.keep_8bit:
         words += f", {' and '.join(options.keep_8bit)} at 8 bits"
+    words += ", map" if options.map else ""
     return f"{words}, 8-bit caches{', rotated' if options.rotate else ''}"
 
 
@@ -144,6 +148,13 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     if api == "hexagon" and htp.emulated():
         raise absent("Hexagon NPU", "onnxruntime-qnn")
     return session.Session(artifact)
+
+
+def codec(params: Params) -> Codec:
+    """What rows of a weight are rounded to."""
+    from phipipe.backends.qnn.codecs import codec
+
+    return codec(params)
 
 
 FACE = Backend(
@@ -162,7 +173,10 @@ FACE = Backend(
     context_length=lambda job: job.options.context_length,
     rules=RULES,
     by_rows=lambda job: True,
-    is_uniform=lambda o: not o.keep_8bit,
+    is_uniform=lambda o: not o.keep_8bit and not widths.widens_layers(o.map),
+    stores=STORES,
+    weight_bits=weight_bits,
+    codec=codec,
     wider="leave `quantize.keep_8bit` as it is by default",
     finer=(Finer(options={"keep_8bit": ["lm_head", "down_proj", "o_proj"]}, told="o_proj"),),
     normalizes=False,

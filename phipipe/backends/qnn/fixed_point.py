@@ -122,7 +122,7 @@ def _weight(
     """The DequantizeLinear that makes ``…_float`` of the constant ``tensor``, a float one of a
     graph in ``folder``.
 
-    8 bits have one scale for all, 4 bits one for each output.
+    Each output has a scale of its own.
     """
     value, name = value_of(tensor, folder), str(tensor.name)
     kind = TensorProto.INT8 if width == 8 else TensorProto.INT4
@@ -135,18 +135,15 @@ def _weight(
     inputs = [f"{name}_quantized", f"{name}_step", f"{name}_zero"]
     graph.initializer.append(numpy_helper.from_array(scale, inputs[1]))
     graph.initializer.append(helper.make_tensor(inputs[2], kind, scale.shape, packed, raw=True))
-    axis = {"axis": 1} if width == 4 else {}
     return helper.make_node(
-        "DequantizeLinear", inputs, [f"{name}_float"], name=f"{name}_dequantize", **axis
+        "DequantizeLinear", inputs, [f"{name}_float"], name=f"{name}_dequantize", axis=1
     )
 
 
 def scale_of(value: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-    """What 1 stands for in ``value`` [in, out] at ``width`` bits: one number for 8, [out] for 4."""
+    """What 1 stands for in each output of ``value`` [in, out] at ``width`` bits, [out]."""
     blocks = [np.abs(value[i : i + ROWS]) for i in range(0, len(value), ROWS)]
     largest = np.max([block.max(0) for block in blocks], 0)
-    if width == 8:
-        largest = largest.max()
     # -127 … 127, and -8 … 7 over twice the largest: finer steps for all, half a step lost for the
     # largest alone
     scale = np.maximum(largest / (127 if width == 8 else 7.5), np.finfo(np.float32).tiny).astype(

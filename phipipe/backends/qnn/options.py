@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from phipipe.backends.widths import Mapped
 
 # Option → when to use which of its values.
 ADVICE: Mapping[str, str] = {
@@ -15,15 +17,15 @@ ADVICE: Mapping[str, str] = {
     "start.",
     "keep_8bit": "The default keeps what hurts most. Add o_proj where a gate refuses; take "
     "down_proj out where memory is short.",
+    "map": '`{"layers.0.*": {bits: 8}}` for single layers, where `keep_8bit` takes all of a kind. '
+    "4 or 8 bits, with one scale for each output. It decides before `keep_8bit`.",
     "rotate": "quarot where int4 misses its gate. spinquant learns from a text and takes longer.",
     "parts": "Leave it out. Set it where a driver refuses a graph of 1 GiB.",
 }
 
 
-class Options(BaseModel):
+class Options(Mapped):
     """What is fixed when the graphs are compiled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     soc: Literal["x-elite", "x2-elite", "8-gen-3", "8-elite"] = Field(
         default="x-elite", description="The Snapdragon chip that the contexts are compiled for."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ import onnx
 from phipipe import progress
 from phipipe.backends.qnn import calibration, fixed_point
 from phipipe.backends.qnn.pipeline import describe
+from phipipe.backends.qnn.sizes import bits_of as width_of
 from phipipe.backends.qnn.stages import LENGTHS, copy_rest, data_of, name_of, stages
 from phipipe.backends.qnn.verify import verify
 from phipipe.backends.qnn.weights import DataFile
+from phipipe.backends.widths import from_params, of
+from phipipe.errors import StepFailed
+from phipipe.models import linears
 from phipipe.steps import Inputs, Params
 
 
@@ -21,7 +26,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     ``inputs["calibration"]``'s tokens.
 
     Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]``
-    8. One stage is read, calibrated and written at a time.
+    8, and the matrices in ``params["widths"]`` theirs. One stage is read, calibrated and written at
+    a time.
 
     Raises:
         StepFailed: the calibration is too short, or a linear is not stored as asked.
@@ -30,6 +36,7 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
     reading = calibration.Reading(
         source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False)
     )
+    stored: set[str] = set()
     for stage, layers in progress.each(list(stages(reading.facts).items()), "parts"):
         seen = reading.through(stage)
         caches = calibration.cache_scales(seen, layers)
@@ -39,6 +46,8 @@ def quantize(inputs: Inputs, out: Path, params: Params) -> None:
                 bits = bits_of(source / name, params)
                 fixed_point.quantize(source / name, out / name, data, seen[kind], bits, caches)
                 verify(out / name, bits, caches)
+                stored.update(bits)
+    _check_all(params, stored)
     copy_rest(source, out)
     describe(out, reading.facts | {"caches": "uint8"})
 
@@ -49,7 +58,24 @@ def bits_of(graph: Path, params: Params) -> dict[str, int]:
     constants = {tensor.name for tensor in model.graph.initializer}
     read = (node.input[1] for node in model.graph.node if node.op_type == "MatMul")
     names = sorted(name for name in read if name in constants)
-    return {
-        name: 8 if any(part in name for part in params["keep_8bit"]) else params["bits"]
-        for name in names
-    }
+    widths = from_params(params.get("widths", {}))
+    found = {}
+    for name in names:
+        kept = 8 if any(part in name for part in params["keep_8bit"]) else params["bits"]
+        mapped = of(linears.linear_of(name) or name, widths)
+        found[name] = kept if mapped is None else width_of(mapped)
+    return found
+
+
+def _check_all(params: Params, stored: Collection[str]) -> None:
+    """Each matrix that has a width of its own is among the constants ``stored``.
+
+    Raises:
+        StepFailed: names the first that is not.
+    """
+    names = {linears.linear_of(name) for name in stored}
+    for name in sorted(params.get("widths", {})):
+        prefix, _, last = name.rpartition(".")
+        parts = {f"{prefix}.{part}" for part in linears.JOINED.get(last, ())} or {name}
+        if not (name in names or parts <= names):
+            raise StepFailed(f"the graphs have no linear that holds `{name}`")

@@ -20,8 +20,8 @@ WIDTHS: Mapping[int, int] = {
 
 
 def verify(path: Path, bits: Mapping[str, int], caches: Mapping[str, Scale]) -> None:
-    """Every linear of ``bits`` is stored at its width, all else in fixed point, the caches with
-    ``caches``.
+    """Every linear of ``bits`` is stored at its width, with one scale for each output, all else in
+    fixed point, the caches with ``caches``.
 
     Raises:
         StepFailed: names the first that is not.
@@ -29,6 +29,7 @@ def verify(path: Path, bits: Mapping[str, int], caches: Mapping[str, Scale]) -> 
     graph = onnx.load(str(path), load_external_data=False).graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for name, width in bits.items():
+        _check_scales(name, constants)
         tensor = constants.get(f"{name}_quantized")
         stored = None if tensor is None else WIDTHS.get(tensor.data_type)
         if stored != width:
@@ -36,6 +37,12 @@ def verify(path: Path, bits: Mapping[str, int], caches: Mapping[str, Scale]) -> 
             raise StepFailed(f"`{name}` is stored in {kind}, asked was {width}")
     _check_linears(graph)
     _check_caches(graph, constants, caches)
+
+
+def _check_scales(name: str, constants: Mapping[str, TensorProto]) -> None:
+    weight, step = (constants.get(f"{name}_{part}") for part in ("quantized", "step"))
+    if weight is not None and (step is None or list(step.dims) != [weight.dims[1]]):
+        raise StepFailed(f"`{name}` has no scale for each of its outputs")
 
 
 def _check_linears(graph: GraphProto) -> None:

@@ -54,7 +54,9 @@ def made(folder: Path) -> Path:
 
 def planned(source: Path, precision: str, **options: Any) -> list[Any]:
     """The steps as the planner has them: fix-ups and the steps' own parameters."""
-    recipe: Any = SimpleNamespace(precision=precision, backend="litert")
+    recipe: Any = SimpleNamespace(
+        precision=precision, backend="litert", weights=SimpleNamespace(learn=None)
+    )
     checkpoint = checkpoints.read(source)
     patch = {
         k: v for fix in fixups.needed(recipe, checkpoint).values() for k, v in fix["patch"].items()

@@ -73,6 +73,7 @@ def recipe(precision: str = "int4", window: int = 512, prompt: int = 128) -> Any
     return SimpleNamespace(
         precision=precision,
         backend="litert",
+        weights=SimpleNamespace(learn=None, group_size=32),
         evaluate=SimpleNamespace(window=window),
         measure=measure,
     )

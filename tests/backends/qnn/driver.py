@@ -30,6 +30,15 @@ from phipipe.evaluate.sanity import PARITY_TEXT
 LENGTHS = {"prompt_length": 64, "context_length": 256}
 VARIANTS = ("source", "tied", "longrope")
 PARTS = (1, 2, 4)
+MAPPED = {
+    "bits": 4,
+    "keep_8bit": ["lm_head"],
+    "widths": {
+        "layers.1.mlp.gate_up_proj": {"bits": 8, "group_size": None},
+        "layers.0.self_attn.qkv_proj": {"bits": 8, "group_size": -1},
+        "lm_head": {"bits": 4, "group_size": None},
+    },
+}
 INT4 = {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
 
 
@@ -132,7 +141,8 @@ def quantize(root: Path) -> dict[str, Any]:
         np.asarray(json.loads((root / "calibration.json").read_text()), np.int32),
     )
     facts: dict[str, Any] = {}
-    for name, params in (("int8", {"bits": 8, "keep_8bit": []}), ("int4", INT4), ("again", INT4)):
+    cases = {"int8": {"bits": 8, "keep_8bit": []}, "int4": INT4, "again": INT4, "map": MAPPED}
+    for name, params in cases.items():
         out = made(root / name)
         quantization.quantize(
             {"model": root / "float" / "source", "calibration": calibration}, out, params
@@ -147,6 +157,16 @@ def quantize(root: Path) -> dict[str, Any]:
     stored = {t.name.removesuffix("_quantized"): t.data_type for t in model.graph.initializer}
     facts["down"] = stored["model.layers.1.mlp.down_proj.weight"] == TensorProto.INT8
     facts["gate"] = stored["model.layers.1.mlp.gate_proj.weight"] == TensorProto.INT4
+    facts["eights"] = eights(root / "map")
+    lost = {**MAPPED, "widths": {"layers.9.mlp.down_proj": {"bits": 8, "group_size": None}}}
+    facts["lost"] = message(
+        lambda: quantization.quantize(
+            {"model": root / "float" / "source", "calibration": calibration},
+            made(root / "unused3"),
+            lost,
+        )
+    )
+    facts["scales"] = message(lambda: verify(one_scale(root), {"lm_head.weight": 8}, {}))
     same = [
         (root / "int4" / p.name).read_bytes() == p.read_bytes() for p in (root / "again").iterdir()
     ]
@@ -167,6 +187,25 @@ def quantize(root: Path) -> dict[str, Any]:
         lambda: quantization.quantize(wrong, made(root / "unused"), {"bits": 8, "keep_8bit": []})
     )
     return facts
+
+
+def eights(folder: Path) -> list[str]:
+    """Linears of the graphs at 8 bits."""
+    found: set[str] = set()
+    for path in folder.glob("*_*.onnx"):
+        for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
+            if tensor.name.endswith("weight_quantized") and tensor.data_type == TensorProto.INT8:
+                found.add(tensor.name.removesuffix(".weight_quantized").removeprefix("model."))
+    return sorted(found)
+
+
+def one_scale(root: Path) -> Path:
+    """The head at 8 bits with one scale for all outputs."""
+    model = onnx.load(str(root / "int8" / "head_prompt.onnx"), load_external_data=False)
+    (step,) = (t for t in model.graph.initializer if t.name == "lm_head.weight_step")
+    step.CopyFrom(onnx.numpy_helper.from_array(np.array(0.01, np.float32), step.name))
+    onnx.save(model, str(root / "one_scale.onnx"))
+    return root / "one_scale.onnx"
 
 
 def compile(root: Path) -> dict[str, Any]:
@@ -190,6 +229,12 @@ def compile(root: Path) -> dict[str, Any]:
         facts[name]["config"] = json.loads((out / "genai_config.json").read_text())
     session = static_session.Session(root / "compiled" / "apart")
     facts["kld"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
+    session.close()
+    out = made(root / "compiled" / "map")
+    chip = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
+    compilation.compile({"model": root / "map"}, out, chip)
+    session = static_session.Session(out)
+    facts["map"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
     session.close()
     facts["shared on the emulator"] = message(lambda: backend.open(root / "compiled" / "shared"))
     tokenizer = backend.FACE.tokenizer(root / "compiled" / "shared")

@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from testing import small_package
 from testing.checkpoints import source, tie
 from testing.drive import drive, facts_of, section
+from testing.plans import planned
 from testing.shapes import phi3
 
 from phipipe.backends import qnn, rules
 from phipipe.backends.base import Job
 from phipipe.backends.qnn import stages
 from phipipe.backends.qnn.shape import shape_of
-from phipipe.errors import StepFailed
+from phipipe.errors import StepFailed, TargetError
 from phipipe.hub import take
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import card
@@ -28,6 +29,7 @@ from phipipe.package.description import Description
 
 DRIVER = Path(__file__).parent / "driver.py"
 
+ON_NPU = ("device=snapdragon-x-npu", "backend=qnn", "quantize={}")
 PARTLY_ROTATED = {
     "max_position_embeddings": 8192,
     "original_max_position_embeddings": 512,
@@ -168,6 +170,42 @@ def test_both_compilations_start_from_the_same_graphs() -> None:
     }
 
 
+def test_the_step_holds_the_widths_of_the_map() -> None:
+    text = '{"layers.0.*": {bits: 8}, lm_head: {bits: 4}}'
+    plan = planned(*ON_NPU, f"quantize.map={text}")
+    (step,) = [step for step in plan.steps if step.name == "quantize"]
+    assert step.params["widths"]["lm_head"] == {"bits": 4, "group_size": None}
+    assert len(step.params["widths"]) == 5
+    sizes = {one.name: one.size_bytes for one in plan.matrices}
+    assert sizes["lm_head"] == 2304 * 256 // 2
+    assert sizes["layers.*.mlp.down_proj"] == 256 * 768
+    (usual,) = [s for s in planned(*ON_NPU).steps if s.name == "quantize"]
+    assert "widths" not in usual.params
+    # of the first layer all but down are wider now, and the head is narrower
+    wider = (512 + 256 + 1536) * 256 - 2304 * 256
+    assert step.output_bytes - usual.output_bytes == wider // 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lm_head: {bits: 16}", "no 16 bits, but 4 and 8"),
+        ("lm_head: {bits: 8, group_size: 32}", "no groups of 32 at 8 bits, but -1"),
+        ("embed_tokens: {bits: 8}", "no choice of widths for `embed_tokens`"),
+        ("lm_head: w8", "no type `w8`"),
+    ],
+)
+def test_a_map_that_cannot_be_is_refused(text: str, words: str) -> None:
+    with pytest.raises(TargetError, match=words):
+        planned(*ON_NPU, f"quantize.map={{{text}}}")
+
+
+def test_the_scheme_tells_of_the_map() -> None:
+    chosen = qnn.Options.model_validate({"map": {"lm_head": {"bits": 4}}})
+    told = qnn.scheme(Job(recipe("int4"), chosen))
+    assert told == "w4a16, lm_head and down_proj at 8 bits, map, 8-bit caches"
+
+
 def test_the_layers_are_split_by_their_bytes_unless_the_recipe_says_into_how_many() -> None:
     def parts(precision: str, shape: Any = None, **options: Any) -> Any:
         return qnn.steps(Job(recipe(precision), qnn.Options(**options), shape or checkpoint(), {}))[
@@ -257,12 +295,24 @@ def test_every_linear_has_the_bits_that_were_asked(facts: dict[str, Any]) -> Non
     assert found["down"]
     assert found["gate"]
     for name, words in (
+        ("scales", "no scale for each of its outputs"),
+        ("lost", "no linear that holds `layers.9.mlp.down_proj`"),
         ("wrong_bits", "asked was 4"),
         ("float", "floating point"),
         ("range", "another range"),
     ):
         assert found[name][0] == "StepFailed", name
         assert words in found[name][1]
+
+
+def test_a_map_gives_single_linears_their_bits(facts: dict[str, Any]) -> None:
+    attention = [f"layers.0.self_attn.{one}_proj" for one in "kqv"]
+    assert section(facts, "quantize")["eights"] == [
+        *attention,
+        "layers.1.mlp.gate_proj",
+        "layers.1.mlp.up_proj",
+    ]
+    assert section(facts, "compile")["map"] < 2e-2
 
 
 def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> None:
@@ -364,7 +414,6 @@ def test_weights_are_rounded_to_the_nearest_step(facts: dict[str, Any]) -> None:
     found = section(facts, "round_off")
     assert found["8"]["range"][1] - found["8"]["range"][0] > 200
     assert found["4"]["range"] == [-8, 7]
-    assert found["8"]["scales"] == []
-    assert found["4"]["scales"] == [found["outputs"]]
+    assert found["8"]["scales"] == found["4"]["scales"] == [found["outputs"]]
     assert max(found[width]["steps off"] for width in ("8", "4")) < 0.501
     assert found["pairs"] == [0xF1, 0x87, 0x30, 0x52, 0x0D]
