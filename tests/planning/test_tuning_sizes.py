@@ -18,11 +18,13 @@ from phipipe.recipe.build import Build
 STORING = [name for name in backends.names() if backends.load(name).codec]
 
 
+ELSEWHERE = {"mlx": ("device=apple-silicon",), "qnn": ("device=snapdragon-x-npu",)}
+WEIGHTS = ("{}", "{learn: gptq}", "{smooth: awq}")
+
+
 def build_of(backend: str, weights: str) -> Build:
-    device = "apple-silicon" if backend == "mlx" else "cpu-x86_64"
-    (build,) = choices.builds(
-        f"backend={backend}", f"device={device}", "quantize={}", f"weights={weights}"
-    )
+    where = ELSEWHERE.get(backend, ("device=cpu-x86_64",))
+    (build,) = choices.builds(f"backend={backend}", *where, "quantize={}", f"weights={weights}")
     return build
 
 
@@ -31,8 +33,14 @@ def planned_bytes(job: Job[BaseModel], widths: dict[str, Stored]) -> int:
     return learned.steps(replace(job, widths={**job.widths, **widths}))[-1].output_bytes
 
 
-@pytest.mark.parametrize("weights", ["{}", "{learn: gptq}", "{smooth: awq}"])
-@pytest.mark.parametrize("backend", STORING)
+def is_possible(backend: str, weights: str) -> bool:
+    stores = backends.load(backend).stores
+    return "learn" not in weights or bool(stores and stores.learned)
+
+
+@pytest.mark.parametrize(
+    ("backend", "weights"), [(b, w) for b in STORING for w in WEIGHTS if is_possible(b, w)]
+)
 def test_the_bytes_of_every_choice_are_the_plans(backend: str, weights: str) -> None:
     build = build_of(backend, weights)
     plan = preparation.prepare(build, elsewhere=True)

@@ -74,7 +74,7 @@ def test_a_map_that_cannot_be_is_refused(text: str, words: str) -> None:
         (('quantize.map={"layers.*": {bits: 4, group_size: 32}}',), "groups of 128 or -1"),
         (('quantize.map={"layers.0.*": {bits: 8}}',), "4 bits in every layer"),
         (('quantize.map={"layers.0.*": {bits: 16}}',), "4 bits in every layer"),
-        (("quantize={}", "weights={learn: round}"), "groups of 128 or -1"),
+        (("quantize={}", "weights={learn: round}"), "groups of 32, only of 128 or -1"),
     ],
 )
 def test_an_npu_has_its_own_groups_and_one_width(sets: tuple[str, ...], words: str) -> None:
