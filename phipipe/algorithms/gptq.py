@@ -68,7 +68,7 @@ def _products(inputs: torch.Tensor) -> torch.Tensor:
 def _factor(products: torch.Tensor, damping: float) -> torch.Tensor:
     """The lower Cholesky factor of ``products``, whose memory is taken, damped until they have
     one."""
-    added = damping * float(products.diagonal().mean()) + 1e-12
+    added = damping * float(products.diagonal().double().mean()) + 1e-12
     products.diagonal().add_(added)
     while True:
         lower, failed = torch.linalg.cholesky_ex(products)

@@ -77,8 +77,9 @@ class Reached:
 
     def _take(self, inputs: torch.Tensor, rows: torch.Tensor, where: str) -> None:
         self._inputs, self._known, self._shift = weakref.ref(inputs), None, None
-        self._squares = torch.linalg.vector_norm(rows, dim=0).square_() / len(rows)
-        if not bool(self._squares.isfinite().all()):
+        sums = torch.linalg.vector_norm(rows, dim=0).square_()
+        self._squares = sums / len(rows)
+        if not bool((2 * sums).isfinite().all()):  # nor are sums of their products, in another order
             raise StepFailed(f"what reaches {where} is no number: the calibration text breaks it")
         if self._method == "gptq":
             self._known = gptq.driven(rows)
