@@ -160,3 +160,17 @@ def test_no_option_means_something_else_by_none(backend: str) -> None:
     for key, field in OPTIONS[backend].model_fields.items():
         if absent.may_be_none(key, field):
             assert "'none'" not in repr(field.annotation), key
+
+
+def test_set_lays_keys_on_a_section_that_was_taken_back(tmp_path: Path) -> None:
+    text = f"{FULL}matrix:\n  - {{name: a}}\n  - {{name: b, weights: none, evaluate: {{gates: none}}}}\n"
+    sets = ["weights.learn=round", "weights.iterations=none", "evaluate.gates.top1.min=0.5"]
+    with_both, taken_back = (build.recipe for build in load(tmp_path, text, sets=sets))
+    assert (with_both.weights.learn, with_both.weights.group_size) == ("round", 64)
+    assert (taken_back.weights.learn, taken_back.weights.group_size) == ("round", 32)
+    assert {name: gate.min for name, gate in taken_back.evaluate.gates.items()} == {"top1": 0.5}
+
+
+def test_set_begins_with_a_section_that_the_recipe_itself_takes_back(tmp_path: Path) -> None:
+    (build,) = load(tmp_path, f"{PLAIN}weights: none\n", sets=["weights.learn=round"])
+    assert build.recipe.weights.learn == "round"
