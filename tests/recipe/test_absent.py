@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from testing.places import RECIPES
 
 from phipipe import backends
 from phipipe.errors import RecipeError
 from phipipe.planning import preparation
-from phipipe.recipe import absent, loading
+from phipipe.recipe import absent, loading, schema
 from phipipe.recipe.build import Build
 from phipipe.steps import Step
 
@@ -163,7 +165,8 @@ def test_no_option_means_something_else_by_none(backend: str) -> None:
 
 
 def test_set_lays_keys_on_a_section_that_was_taken_back(tmp_path: Path) -> None:
-    text = f"{FULL}matrix:\n  - {{name: a}}\n  - {{name: b, weights: none, evaluate: {{gates: none}}}}\n"
+    back = "{name: b, weights: none, evaluate: {gates: none}}"
+    text = f"{FULL}matrix:\n  - {{name: a}}\n  - {back}\n"
     sets = ["weights.learn=round", "weights.iterations=none", "evaluate.gates.top1.min=0.5"]
     with_both, taken_back = (build.recipe for build in load(tmp_path, text, sets=sets))
     assert (with_both.weights.learn, with_both.weights.group_size) == ("round", 64)
@@ -174,3 +177,16 @@ def test_set_lays_keys_on_a_section_that_was_taken_back(tmp_path: Path) -> None:
 def test_set_begins_with_a_section_that_the_recipe_itself_takes_back(tmp_path: Path) -> None:
     (build,) = load(tmp_path, f"{PLAIN}weights: none\n", sets=["weights.learn=round"])
     assert build.recipe.weights.learn == "round"
+
+
+def test_an_entry_of_a_map_gives_back_its_group(tmp_path: Path) -> None:
+    map_ = "lm_head: {bits: 4, group_size: 64}"
+    entry = "{name: v, quantize: {map: {lm_head: {bits: 8, group_size: none}}}}"
+    litert = PLAIN.replace("onnxruntime", "litert")
+    text = f"{litert}quantize: {{map: {{{map_}}}}}\nmatrix: [{entry}]\n"
+    (build,) = load(tmp_path, text)
+    assert str(build.options.map["lm_head"]) == "8 bits"
+    whole = yaml.safe_load(text)
+    assert Draft202012Validator(schema.build(OPTIONS)).is_valid(whole)
+    with pytest.raises(RecipeError, match="unknown value `none`"):
+        load(tmp_path, text.replace("bits: 8", "bits: none"))
