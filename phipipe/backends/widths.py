@@ -129,7 +129,8 @@ class Stores:
             return f"no {stored.bits} bits, but {_list(able)} and {last}"
         size = stored.group_size or sizes[0]
         if size not in sizes:
-            return f"no groups of {size} at {stored.bits} bits, but {_list(sizes)}"
+            rows = " (a row)" if -1 in sizes else ""
+            return f"no groups of {size} at {stored.bits} bits, but {_list(sizes)}{rows}"
         if size > 0 and columns % size:
             return f"no groups of {size} in `{name}`, whose rows have {columns} weights"
         return None
@@ -137,8 +138,8 @@ class Stores:
     def _wrong_type(self, name: str, stored: str, columns: int) -> str | None:
         if stored not in self.types:
             types = ", ".join(f"`{one}`" for one in self.types)
-            words = f"of {types}" if types else "of its own: give `{bits: …}`"
-            return f"no type `{shorten(stored)}`, {words}"
+            words = f", but {types}" if types else " or any of its own: give `{bits: …}`"
+            return f"no type `{shorten(stored)}`{words}"
         if columns % (block := self.blocks.get(stored, 1)):
             return f"no blocks of {block} in `{name}`, whose rows have {columns} weights"
         return None

@@ -69,10 +69,15 @@ def _model(annotation: object) -> type[BaseModel] | None:
 
 def _entries(annotation: object) -> tuple[tuple[str, ...], type[BaseModel] | None]:
     """Of a mapping: the keys that it may have (none listed: any), and the model of its entries."""
+    key, entry = get_args(_plain(annotation))
+    return get_args(key), _model(_plain(entry))
+
+
+def _plain(annotation: object) -> object:
+    """Without what pydantic is told beside it."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    key, entry = get_args(annotation)
-    return get_args(key), _model(entry)
+    return annotation
 
 
 def cleaned(

@@ -86,13 +86,16 @@ def gone(model: type[BaseModel], name: str) -> str:
 
 
 def _choice(word: str, given: Json, expected: str) -> str:
-    known = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+    choices = expected.replace(" or ", ", ").split(", ")
+    known = [choice.strip("'") for choice in choices]
+    if isinstance(given, str) and given in choices:  # which have quotes where they are text
+        return f"expected a number, got text `{given}`; take the quotes away"
     if given is None:
         return f"no {word} here; it is one of {', '.join(known)}"
     guess = near(str(given), known)
-    choices = f", it is one of {', '.join(known)}" if len(known) <= MAX_LISTED or not guess else ""
+    listed = f", it is one of {', '.join(known)}" if len(known) <= MAX_LISTED or not guess else ""
     shown = f"`{shorten(given)}`" if isinstance(given, str) else show(given)
-    return f"unknown {word} {shown}{choices}{guess}"
+    return f"unknown {word} {shown}{listed}{guess}"
 
 
 def _expected(kind: str, given: Json, limits: dict[str, Json], otherwise: str) -> str:
@@ -147,6 +150,14 @@ def _fields(model: type[BaseModel], where: Where) -> list[str]:
     current: Json = model
     for part in where:
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        inner = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((kind for kind in inner if hasattr(kind, "model_fields")), current)
+        current = next((k for k in _within(annotation) if hasattr(k, "model_fields")), current)
     return list(current.model_fields)
+
+
+def _within(annotation: Json) -> Iterator[Json]:
+    """The types that ``annotation`` is made of: those in a mapping or a choice, too."""
+    yield annotation
+    inner = getattr(annotation, "__args__", ())
+    for one in (*inner, getattr(annotation, "__origin__", None)):  # Annotated has its type there
+        if one is not None:
+            yield from _within(one)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from phipipe.errors import RecipeError
+from phipipe.recipe.absent import NONE
 from phipipe.recipe.document import MAX_DEPTH, is_text
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
@@ -29,9 +30,12 @@ def parts(text: str) -> tuple[tuple[str, ...], str, str]:
 
 
 def put(data: dict[str, Json], where: tuple[str, ...], value: Json, text: str) -> None:
-    """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so."""
+    """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so. A section that the
+    recipe, or one of its variants, takes back with `none` begins anew."""
     inner = data
     for key in where[:-1]:
+        if inner.get(key) == NONE:
+            inner[key] = {}
         inner = inner.setdefault(key, {})
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")

@@ -47,7 +47,9 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     }
     for name, model in sorted(options.items()):
         section = model.model_json_schema()
-        definitions |= section.pop("$defs", {})
+        for inner, one in section.pop("$defs", {}).items():
+            _add_none(one, inner)
+            definitions[inner] = one
         _add_none(section)
         definitions[f"quantize-{name}"] = section
     fields["matrix"] = _matrix(fields, sorted(options))

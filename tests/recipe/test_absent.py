@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from testing.places import RECIPES
 
 from phipipe import backends
 from phipipe.errors import RecipeError
 from phipipe.planning import preparation
-from phipipe.recipe import absent, loading
+from phipipe.recipe import absent, loading, schema
 from phipipe.recipe.build import Build
 from phipipe.steps import Step
 
@@ -160,3 +162,31 @@ def test_no_option_means_something_else_by_none(backend: str) -> None:
     for key, field in OPTIONS[backend].model_fields.items():
         if absent.may_be_none(key, field):
             assert "'none'" not in repr(field.annotation), key
+
+
+def test_set_lays_keys_on_a_section_that_was_taken_back(tmp_path: Path) -> None:
+    back = "{name: b, weights: none, evaluate: {gates: none}}"
+    text = f"{FULL}matrix:\n  - {{name: a}}\n  - {back}\n"
+    sets = ["weights.learn=round", "weights.iterations=none", "evaluate.gates.top1.min=0.5"]
+    with_both, taken_back = (build.recipe for build in load(tmp_path, text, sets=sets))
+    assert (with_both.weights.learn, with_both.weights.group_size) == ("round", 64)
+    assert (taken_back.weights.learn, taken_back.weights.group_size) == ("round", 32)
+    assert {name: gate.min for name, gate in taken_back.evaluate.gates.items()} == {"top1": 0.5}
+
+
+def test_set_begins_with_a_section_that_the_recipe_itself_takes_back(tmp_path: Path) -> None:
+    (build,) = load(tmp_path, f"{PLAIN}weights: none\n", sets=["weights.learn=round"])
+    assert build.recipe.weights.learn == "round"
+
+
+def test_an_entry_of_a_map_gives_back_its_group(tmp_path: Path) -> None:
+    map_ = "lm_head: {bits: 4, group_size: 64}"
+    entry = "{name: v, quantize: {map: {lm_head: {bits: 8, group_size: none}}}}"
+    litert = PLAIN.replace("onnxruntime", "litert")
+    text = f"{litert}quantize: {{map: {{{map_}}}}}\nmatrix: [{entry}]\n"
+    (build,) = load(tmp_path, text)
+    assert str(build.options.map["lm_head"]) == "8 bits"
+    whole = yaml.safe_load(text)
+    assert Draft202012Validator(schema.build(OPTIONS)).is_valid(whole)
+    with pytest.raises(RecipeError, match="unknown value `none`"):
+        load(tmp_path, text.replace("bits: 8", "bits: none"))

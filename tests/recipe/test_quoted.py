@@ -62,6 +62,26 @@ def test_a_number_in_quotes_still_gets_advice(run: Run, tmp_path: Path) -> None:
     assert "take the quotes away" in run("validate", recipe)[2]
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["weights: {learn: gptq, group_size: '64'}", "quantize: {map: {lm_head: {bits: '8'}}}"],
+)
+def test_one_of_some_numbers_in_quotes_is_no_riddle(run: Run, tmp_path: Path, written: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"{BASE}backend: litert\n{written}\n", "utf-8")
+    said = run("validate", recipe)[2]
+    assert "take the quotes away" in said
+    assert "did you mean" not in said
+
+
+def test_an_unknown_key_of_a_width_is_told_those_of_a_width(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    entry = "lm_head: {bits: 8, symmetric: false}"
+    recipe.write_text(f"{BASE}backend: litert\nquantize: {{map: {{{entry}}}}}\n", "utf-8")
+    said = run("validate", recipe)[2]
+    assert f"{recipe}:6:37: unknown key `symmetric`; known here: bits, group_size" in said
+
+
 @pytest.mark.parametrize("text", ["9" * (MAX_DIGITS + 1), "true", "012", "text"])
 def test_a_starter_quotes_what_would_be_no_text(text: str) -> None:
     written = starter_text.flow(text)
