@@ -79,7 +79,8 @@ class Reached:
         self._inputs, self._known, self._shift = weakref.ref(inputs), None, None
         sums = torch.linalg.vector_norm(rows, dim=0).square_()
         self._squares = sums / len(rows)
-        if not bool((2 * sums).isfinite().all()):  # nor are sums of their products, in another order
+        # Twice, since sums of products end a little otherwise in another order.
+        if not bool((2 * sums).isfinite().all()):
             raise StepFailed(f"what reaches {where} is no number: the calibration text breaks it")
         if self._method == "gptq":
             self._known = gptq.driven(rows)
