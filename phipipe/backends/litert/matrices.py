@@ -44,7 +44,11 @@ def in_buffers(path: Path, checkpoint: Path, *, folded: bool) -> dict[int, str]:
             names = [name for name in names if (name == linears.EMBEDDING) == (LOOKUP in readers)]
         if len(names) != 1:
             told = " and ".join(f"`{name}`" for name in names) or "no matrix of the checkpoint"
-            raise StepFailed(f"`{tensor.name.decode()}` of the converted model holds {told}")
+            raise StepFailed(
+                f"`{tensor.name.decode()}` of the converted model holds {told}",
+                hint="matrices are known by their values here: without `weights` and "
+                "`quantize.map` none has to be known",
+            )
         found[number] = names[0]
     return found
 

@@ -49,7 +49,7 @@ def step(found: Plan, name: str) -> Any:
     [
         ("map: {lm_head: {bits: 6}}", "no 6 bits, but 4, 5, 8 and 16"),
         ("map: {lm_head: {bits: 8, group_size: 64}}", "no groups of 64 at 8 bits, but 32"),
-        ("map: {lm_head: Q6}", "no type `Q6`, of `F32`"),
+        ("map: {lm_head: Q6}", "no type `Q6`, but `F32`"),
         ("map: {'*.donw_proj': Q6_K}", "matches no matrix"),
         ("map: {'lm_*': Q4_0, lm_head: Q8_0}", "decides nothing"),
         ("map: {lm_head: IQ2_XS}", "without an importance matrix"),
