@@ -35,6 +35,12 @@ def planned(*sets: str, path: Path = QUICKSTART) -> Plan:
     return preparation.prepare(build)
 
 
+def quantizing(plan: Plan) -> dict[str, Any]:
+    """The params of its step `quantize`."""
+    (step,) = [step for step in plan.steps if step.name == "quantize"]
+    return dict(step.params)
+
+
 def work(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
     """A light step: waits, fails or writes, as ``params`` say; notes when it ran."""
     start = time.monotonic()

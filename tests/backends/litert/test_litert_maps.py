@@ -11,7 +11,7 @@ import pytest
 from testing import family_checkpoints
 from testing.checkpoints import source, tie
 from testing.drive import drive, facts_of, section
-from testing.plans import planned
+from testing.plans import planned, quantizing
 from testing.shapes import phi3
 
 from phipipe.backends import litert, rules
@@ -33,7 +33,7 @@ def facts(
     source(root / "source")
     tie(source(root / "tied", tie_word_embeddings=True))
     drive(python_of("torch"), Path(family_checkpoints.__file__), root, "Phi-2")
-    (root / "Phi-2").symlink_to(root / "phi-2")
+    (root / "phi-2").rename(root / "Phi-2")
     text = take.ASSETS / "stories" / "evaluation.txt"
     drive(python_of("torch"), "-m", "testing.reference", root, text, "200", "source")
     return facts_of(python_of("litert"), DRIVER, root)
@@ -43,15 +43,10 @@ def mapped(text: str, *sets: str) -> Plan:
     return planned(*TINY, f"quantize.map={{{text}}}", *sets)
 
 
-def params(plan: Plan) -> dict[str, Any]:
-    (step,) = [step for step in plan.steps if step.name == "quantize"]
-    return dict(step.params)
-
-
 def test_the_step_holds_bits_and_groups_of_the_named_matrices() -> None:
     text = '"layers.0.*": {bits: 4}, lm_head: {bits: 8}, embed_tokens: {bits: 16}'
     plan = mapped(text, "quantize.group_size=64")
-    found = params(plan)["widths"]
+    found = quantizing(plan)["widths"]
     assert found.pop("layers.0.mlp.down_proj") == [4, 64]
     assert (found.pop("lm_head"), found.pop("embed_tokens")) == ([8, -1], [16, -1])
     assert len(found) == 3
@@ -123,7 +118,7 @@ def test_matrices_that_norms_are_folded_into_are_not_learned() -> None:
 
 def test_a_map_of_floats_takes_any_scheme() -> None:
     found = mapped("lm_head: {bits: 16}", "quantize.scheme=weight_only")
-    assert params(found)["widths"] == {"lm_head": [16, -1]}
+    assert quantizing(found)["widths"] == {"lm_head": [16, -1]}
 
 
 @pytest.mark.parametrize("learn", ["round", "gptq"])

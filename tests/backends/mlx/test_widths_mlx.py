@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from testing.checkpoints import source, tie
 from testing.drive import drive, facts_of, section
-from testing.plans import planned
+from testing.plans import planned, quantizing
 
 from phipipe.backends import mlx
 from phipipe.backends.base import Job
@@ -47,24 +47,19 @@ def mapped(text: str, *sets: str) -> Plan:
     return planned(*TINY, f"quantize.map={{{text}}}", *sets)
 
 
-def params(plan: Plan) -> dict[str, Any]:
-    (step,) = [step for step in plan.steps if step.name == "quantize"]
-    return dict(step.params)
-
-
 @pytest.mark.parametrize(("options", "size"), [((), 64), (("quantize.group_size=128",), 128)])
 def test_the_step_holds_bits_and_groups_of_the_named_matrices(
     options: tuple[str, ...], size: int
 ) -> None:
     text = 'lm_head: {bits: 6, group_size: 32}, embed_tokens: {bits: 16}, "layers.0.*": {bits: 3}'
-    found = params(mapped(text, *options))["widths"]
+    found = quantizing(mapped(text, *options))["widths"]
     assert found["layers.0.mlp.down_proj"] == [3, size]
     assert (found["lm_head"], found["embed_tokens"]) == ([6, 32], [16, 0])
     assert "layers.1.mlp.down_proj" not in found
 
 
 def test_a_recipe_without_a_map_keeps_its_parameters() -> None:
-    assert {"widths", "map"}.isdisjoint(params(planned(*TINY)))
+    assert {"widths", "map"}.isdisjoint(quantizing(planned(*TINY)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from testing.drive import facts_of, section
 from testing.places import RECIPES
-from testing.plans import planned
+from testing.plans import planned, quantizing
 
 from phipipe.backends import openvino
 from phipipe.backends.base import Job
@@ -36,21 +36,16 @@ def mapped(text: str, *sets: str) -> Plan:
     return planned(*TINY, f"quantize.map={{{text}}}", *sets)
 
 
-def params(plan: Plan) -> dict[str, Any]:
-    (step,) = [step for step in plan.steps if step.name == "quantize"]
-    return dict(step.params)
-
-
 def test_the_step_holds_bits_and_groups_of_the_named_matrices() -> None:
     text = '"layers.0.*": {bits: 4}, lm_head: {bits: 8}, embed_tokens: {bits: 16}'
-    found = params(mapped(text, "quantize.group_size=64"))["widths"]
+    found = quantizing(mapped(text, "quantize.group_size=64"))["widths"]
     assert found.pop("layers.0.mlp.down_proj") == [4, 64]
     assert (found.pop("lm_head"), found.pop("embed_tokens")) == ([8, -1], [16, -1])
     assert len(found) == 3
 
 
 def test_a_recipe_without_a_map_keeps_its_parameters() -> None:
-    assert {"widths", "map"}.isdisjoint(params(planned(*TINY)))
+    assert {"widths", "map"}.isdisjoint(quantizing(planned(*TINY)))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +79,11 @@ def test_an_npu_has_its_own_groups_and_one_width(sets: tuple[str, ...], words: s
 
 def test_an_npu_takes_what_it_can_store() -> None:
     head = "lm_head: {bits: 8}"
-    assert params(planned(*ON_NPU, f"quantize.map={{{head}}}", path=NPU))["widths"] == {
+    assert quantizing(planned(*ON_NPU, f"quantize.map={{{head}}}", path=NPU))["widths"] == {
         "lm_head": [8, -1]
     }
     learned = planned(*ON_NPU, "quantize={}", "weights={learn: round, group_size: 128}", path=NPU)
-    assert params(learned)["widths"]["layers.0.mlp.down_proj"] == [4, 128]
+    assert quantizing(learned)["widths"]["layers.0.mlp.down_proj"] == [4, 128]
 
 
 @pytest.mark.parametrize("learn", ["round", "gptq"])
