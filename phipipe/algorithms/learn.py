@@ -132,7 +132,6 @@ class _Learner:
             return learned | {
                 name: rounding.plain(weights[key], self._grids[name]) for key, name in names.items()
             }
-
         reached = Reached(self._method)
 
         def rounds(key: str) -> Hook:

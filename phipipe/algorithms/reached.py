@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import reduce
 
 import torch
@@ -37,14 +38,11 @@ def original_sides(
 
         return note
 
-    modules = model.linears(i) if passes else {}
-    handles = [module.register_forward_hook(noted(key)) for key, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for key, module in model.linears(i).items() if passes else ():
+            hooks.enter_context(module.register_forward_hook(noted(key)))
         for one in passes:
             one.hidden = model.through(i, weights, one)
-    finally:
-        for handle in handles:
-            handle.remove()
     return sides
 
 

@@ -12,7 +12,7 @@ from phipipe.visible import one_line
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 LEAST_BITS, MOST_BITS = 1, 16  # of a weight
 _NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)")
+_SIZE = re.compile(rf"({_NUMBER.pattern})\s*([A-Za-z]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
