@@ -14,14 +14,19 @@ CARD = "README.md"
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+BILL = "bom.cdx.json"
 LICENCES = ("LICENSE*", "NOTICE*")
+# What is said of a sealed package lies beside the manifest, which does not list it.
+PROVENANCE = "provenance.json"
+SIGNATURE = "model.sig"
+ATTACHED = (PROVENANCE, SIGNATURE)
 
 
 def is_paper(path: PurePath) -> bool:
     """Whether the file ``path`` of a package or an artifact, relative to it, is no part of what the
-    runtime needs: the card, the recipe, the manifest, the sums, licences, and the reference
-    data."""
+    runtime needs: the card, the recipe, the manifest, the sums, licences, the bill of materials,
+    what is attached, and the reference data."""
     if path.parts[0] == reference.FOLDER:
         return True
-    papers = (CARD, RECIPE, MANIFEST, SUMS, *LICENCES)
+    papers = (CARD, RECIPE, MANIFEST, SUMS, BILL, *LICENCES, *ATTACHED)
     return len(path.parts) == 1 and any(fnmatchcase(path.name, one) for one in papers)

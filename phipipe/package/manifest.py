@@ -9,12 +9,9 @@ consistently is not found out: that takes a signature, which lies apart from the
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,12 +29,11 @@ from phipipe.store.keys import FileEntry
 NAME, SUMS = papers.MANIFEST, papers.SUMS
 TYPE = "phipipe-package"
 FORMAT = 1
+HINT = "packages are folders that `phipipe run RECIPE` writes"
 MAX_BYTES = 8 * 2**20  # the longest that phipipe has made has 0.2
-MAX_ADDED = 1000  # files that do not belong there, after which nobody wants to know of more
-THREADS = min(8, os.cpu_count() or 1)
 
 
-class _Newer(SourceError):
+class Newer(SourceError):
     """The package was made by a phipipe that knows more than this one."""
 
 
@@ -91,11 +87,11 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     if not isinstance(manifest, dict) or manifest.get("type") != TYPE:
         raise SourceError(
-            f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=_HINT
+            f"`{folder}` is no phipipe package: `{NAME}` is something else", hint=HINT
         )
     version = manifest.get("format")
     if type(version) is int and version > FORMAT:
-        raise _Newer(
+        raise Newer(
             f"`{folder}` was made by a newer phipipe: its format is {version}, this phipipe "
             f"reads up to {FORMAT}",
             hint="install the newest phipipe",
@@ -110,23 +106,20 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-_HINT = "packages are folders that `phipipe run RECIPE` writes"
-
-
 def _raw(folder: Path) -> bytes:
     if not folder.is_dir():
-        raise SourceError(f"no package at `{folder}`: there is no such folder", hint=_HINT)
+        raise SourceError(f"no package at `{folder}`: there is no such folder", hint=HINT)
     path = folder / NAME
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             raise SourceError(
-                f"`{path}` is damaged: it is no plain file of a sensible size", hint=_HINT
+                f"`{path}` is damaged: it is no plain file of a sensible size", hint=HINT
             )
         return json_files.read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise SourceError(
-            f"`{folder}` is no phipipe package: it has no `{NAME}`", hint=_HINT
+            f"`{folder}` is no phipipe package: it has no `{NAME}`", hint=HINT
         ) from None
     except OSError as error:
         raise SourceError(f"cannot read `{path}`: {error.strerror}") from None
@@ -161,7 +154,7 @@ def _check_files(entries: object) -> None:
         if file_names.alike(path) in paths:
             raise Malformed(f"it lists `{path}` twice")
         paths.add(file_names.alike(path))
-    folders = {file_names.alike(folder) for folder in _folders(e["path"] for e in entries)}
+    folders = {file_names.alike(folder) for folder in folders_of(e["path"] for e in entries)}
     if clash := sorted(paths & folders):
         raise Malformed(f"it lists `{json_files.shown(clash[0])}` as a file and as a folder")
     if file_names.alike(SUMS) not in paths:
@@ -171,130 +164,21 @@ def _check_files(entries: object) -> None:
 def _path_of(entry: Mapping[str, Json]) -> str:
     """The path in an entry of the file list, which may stand there."""
     path = entry.get("path")
-    if isinstance(path, str) and ((reason := file_names.unsafe(path)) or path == NAME):
-        raise Malformed(f"it lists `{json_files.shown(path)}`: {reason or 'it cannot list itself'}")
+    if isinstance(path, str) and (reason := file_names.unsafe(path) or _unlisted(path)):
+        raise Malformed(f"it lists `{json_files.shown(path)}`: {reason}")
     try:
         return File.model_validate(entry).path
     except ValidationError:
         raise Malformed("an entry of its file list is malformed") from None
 
 
-def verify(folder: Path) -> list[Finding]:
-    """Everything by which ``folder`` differs from what was packaged; an empty list if it is intact.
-
-    Reads every byte once and follows no link. Nothing is exempt: no hidden file, no ``.git``.
-
-    Raises:
-        SourceError: there is no such folder, or a newer phipipe made the package.
-    """
-    if not folder.is_dir():
-        raise SourceError(f"no package at `{folder}`: there is no such folder", hint=_HINT)
-    try:
-        manifest = read_manifest(folder)
-    except _Newer:
-        raise
-    except SourceError as error:
-        return [Finding(NAME, error.message)]
-    entries = {entry.path: entry for entry in manifest.files}
-    try:
-        present = _present(folder, entries)
-    except OSError as error:
-        raise SourceError(f"cannot read `{error.filename}`: {error.strerror}") from None
-    if present is None:
-        return [
-            Finding(".", f"more than {MAX_ADDED} files were added: the package does not list them")
-        ]
-    findings = [*_misfits(present, entries), *_changes(folder, present, entries)]
-    if (
-        not any(f.path == SUMS for f in findings)
-        and (folder / SUMS).read_bytes() != sums(manifest.files).encode()
-    ):
-        findings.append(Finding(SUMS, f"does not say what `{NAME}` says"))
-    return sorted(findings)
+def _unlisted(path: str) -> str:
+    """Why no manifest lists ``path``; empty where one may."""
+    if path == NAME:
+        return "it cannot list itself"
+    return "that lies beside the manifest" if path in papers.ATTACHED else ""
 
 
-def _present(folder: Path, listed: Mapping[str, File]) -> dict[str, os.stat_result] | None:
-    """What lies in ``folder``; None if that is far more than what is ``listed``."""
-    folders = _folders(listed)
-    most = len(listed) + len(folders) + MAX_ADDED
-    present = dict(islice(_walk(folder, known=folders), most))
-    return present if len(present) < most else None
-
-
-def _misfits(
-    present: Mapping[str, os.stat_result], listed: Mapping[str, File]
-) -> Iterator[Finding]:
-    """What is missing, was added, or is of another kind."""
-    folders = _folders(listed)
-    for path, status in present.items():
-        if message := _misfit(status, path in folders, path in listed or path == NAME):
-            yield Finding(_shown(path), message)
-    yield from (Finding(path, "is missing") for path in listed if path not in present)
-
-
-def _changes(
-    folder: Path, present: Mapping[str, os.stat_result], listed: Mapping[str, File]
-) -> list[Finding]:
-    """Listed files whose content is another."""
-    regular = [listed[p] for p, s in present.items() if p in listed and stat.S_ISREG(s.st_mode)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [f for f in pool.map(lambda entry: _changed(folder, entry), regular) if f]
-
-
-def _folders(paths: Iterable[str]) -> frozenset[str]:
-    """Every folder that a listed file needs."""
+def folders_of(paths: Iterable[str]) -> frozenset[str]:
+    """Every folder that a file of ``paths`` needs."""
     return frozenset("/".join(p.split("/")[:i]) for p in paths for i in range(1, p.count("/") + 1))
-
-
-def _walk(
-    folder: Path, known: frozenset[str] | None = None
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative path and own status of everything below ``folder``; does not enter folders outside
-    ``known``."""
-    waiting = [""]
-    while waiting:
-        parent = waiting.pop()
-        with os.scandir(folder / parent) as listing:
-            entries = list(listing)
-        for entry in entries:
-            path = f"{parent}/{entry.name}" if parent else entry.name
-            yield path, entry.stat(follow_symlinks=False)
-            if entry.is_dir(follow_symlinks=False) and (known is None or path in known):
-                waiting.append(path)
-
-
-def _misfit(status: os.stat_result, is_folder: bool, is_file: bool) -> str | None:
-    """What is wrong with something that lies in the package, apart from its content.
-
-    ``is_folder`` and ``is_file`` say what the manifest expects in its place.
-    """
-    kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFLNK:
-        return "is a symbolic link"
-    if kind == stat.S_IFDIR:
-        return None if is_folder else "was added: a folder that the package does not have"
-    if kind != stat.S_IFREG:
-        return "is neither file nor folder"
-    if not is_file:
-        return "was added: the package does not list it"
-    if os.name != "nt" and status.st_mode & 0o7111:
-        return "was made executable: packages hold data only"
-    return None
-
-
-def _changed(folder: Path, entry: File) -> Finding | None:
-    path = folder / entry.path
-    try:
-        size = path.stat().st_size
-        if size != entry.size:
-            return Finding(entry.path, f"was changed: it has {size} bytes instead of {entry.size}")
-        if keys.hash_file(path) != entry.sha256:
-            return Finding(entry.path, "was changed: same size, other content")
-    except OSError as error:
-        return Finding(entry.path, f"cannot be read: {error.strerror}")
-    return None
-
-
-def _shown(path: str) -> str:
-    """A name as it may be printed: anything odd escaped."""
-    return path if path.isprintable() else ascii(path)[1:-1]

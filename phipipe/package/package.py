@@ -18,14 +18,14 @@ from pathlib import Path
 from phipipe import __version__
 from phipipe.algorithms import learned
 from phipipe.errors import SourceError, StepFailed
-from phipipe.evaluate import reference, reports, run_reports
+from phipipe.evaluate import papers, reference, reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.papers import CARD, LICENCES
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
-from phipipe.package import card, gate, leaks, recipe, template
+from phipipe.package import card, closed_world, gate, leaks, recipe, template
 from phipipe.package import manifest as manifests
 from phipipe.package.description import Description, Licence
 from phipipe.package.manifest import Finding, read_manifest
@@ -38,7 +38,15 @@ __all__ = ["CARD", "Finding", "Manifest", "open_", "package", "read_manifest", "
 
 RESERVED = frozenset(
     name.casefold()
-    for name in (CARD, recipe.NAME, manifests.NAME, manifests.SUMS, reference.FOLDER)
+    for name in (
+        CARD,
+        recipe.NAME,
+        manifests.NAME,
+        manifests.SUMS,
+        papers.BILL,
+        *papers.ATTACHED,
+        reference.FOLDER,
+    )
 )
 # Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
 KNOWN_LICENCES = {
@@ -91,7 +99,7 @@ def verify(folder: Path) -> list[Finding]:
     Raises:
         SourceError: there is no such folder, or a newer phipipe made the package.
     """
-    changed = manifests.verify(folder)
+    changed = closed_world.verify(folder)
     if any(finding.path == manifests.NAME for finding in changed):
         return changed
     skip = [finding.path for finding in changed]
@@ -108,7 +116,7 @@ def open_(folder: Path) -> Manifest:
         SourceError: it is no package, was changed, or holds what phipipe never packages.
     """
     manifest = read_manifest(folder)
-    if changed := manifests.verify(folder):
+    if changed := closed_world.verify(folder):
         raise SourceError(
             f"`{folder}` is not as it was packaged: {changed[0]}", hint=f"phipipe verify {folder}"
         )

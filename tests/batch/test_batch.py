@@ -33,7 +33,7 @@ from phipipe.errors import (
 )
 from phipipe.execution import preflight
 from phipipe.execution.nodes import graph
-from phipipe.package import manifest
+from phipipe.package import closed_world
 from phipipe.planning import preparation
 from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build
@@ -364,7 +364,7 @@ def test_packages_lie_under_their_version_and_latest_names_one(run: Run, tmp_pat
     assert row["digest"].startswith(version)
     assert row["package"] == f"a/{version}"
     assert row["accepted"] == version
-    assert not manifest.verify(Path("batch") / row["package"])
+    assert not closed_world.verify(Path("batch") / row["package"])
     stamp = (Path("batch") / row["package"] / "model.onnx.data").stat().st_ino
     run("r")
     assert (
@@ -641,7 +641,7 @@ def test_the_embedded_model_in_two_runtimes(run: Run, tmp_path: Path, toolchains
         assert len(re.findall(rf"^  baseline +{word}", err, re.M)) == 1
     assert states() == {"ort": "built", "cpp": "built"}
     for row in summary()["builds"]:
-        assert not manifest.verify(Path("batch") / row["package"])
+        assert not closed_world.verify(Path("batch") / row["package"])
         assert row["metrics"]["kld_mean"] > 0
     assert {e.backend for e in file.load(Path("batch/board.json").read_text("utf-8"))} == {
         "onnxruntime",

@@ -33,7 +33,8 @@ from testing.kitchen import (
 )
 
 from phipipe.errors import SourceError, StepFailed
-from phipipe.package import card, manifest, markdown, package, recipe
+from phipipe.evaluate import papers
+from phipipe.package import card, closed_world, manifest, markdown, package, recipe
 from phipipe.package.description import Step
 
 
@@ -369,6 +370,7 @@ def test_a_change_inside_the_manifest_is_found(
         "./a",
         "",
         "manifest.json",
+        "model.sig",
         "a\nb",
         "..",
         "c:x",
@@ -382,6 +384,32 @@ def test_a_manifest_cannot_point_outside_even_with_a_digest_that_fits(
     (finding,) = package.verify(folder)
     assert finding.path == "manifest.json"
     assert "it lists" in finding.message
+
+
+def test_what_is_attached_may_lie_beside_the_manifest(cooked: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(cooked, tmp_path / "attached")
+    for name in papers.ATTACHED:
+        (folder / name).write_text("{}", "utf-8")
+    assert not package.verify(folder)
+
+
+@pytest.mark.parametrize("name", papers.ATTACHED)
+def test_what_is_attached_is_a_plain_file_of_a_sensible_size(
+    cooked: Path, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(cooked, tmp_path / "attached")
+    (folder / name).mkdir()
+    assert [finding.path for finding in package.verify(folder)] == [name]
+    (folder / name).rmdir()
+    (folder / name).write_bytes(bytes(closed_world.MAX_ATTACHED_BYTES + 1))
+    assert [finding.path for finding in package.verify(folder)] == [name]
+    (folder / name).write_bytes(b"{}")
+    (folder / name).chmod(0o755)
+    assert os.name == "nt" or [finding.path for finding in package.verify(folder)] == [name]
+    (folder / name).chmod(0o644)
+    (folder / f"sub/{name}").parent.mkdir()
+    (folder / f"sub/{name}").write_text("{}", "utf-8")
+    assert [finding.path for finding in package.verify(folder)] == ["sub"]
 
 
 @pytest.mark.parametrize(
