@@ -17,6 +17,9 @@ from phipipe.algorithms.lattice import Matrix
 # the largest weight is cut, and all others are finer. (What a finer grid adds is below 1 % of the
 # error on a trained model.)
 _SHARES = (0.64, 0.7, 0.76, 0.82, 0.87, 0.92, 0.96, 1.0, 1.06)
+# The largest of a whole row stands out further.
+_ROW_SHARES = (0.25, 0.3, 0.36, 0.42, 0.47, 0.53, 0.58, *_SHARES)
+_LONGEST_GROUP = 256
 _REFINEMENTS = 3
 _WEIGHTS = 2**19  # whose scales are searched at a time: a cache holds them
 _DROPPED = 24 - lattice.SIGNIFICANT_BITS  # of float32's significant bits
@@ -87,7 +90,8 @@ def _searched(weight: torch.Tensor, importance: torch.Tensor, grid: Grid) -> tor
 
     plain = plain_scales(weight, grid)
     best, least = plain, error(plain)
-    for share in _SHARES if grid.bits == 4 else ():
+    shares = _SHARES if grid.group_size <= _LONGEST_GROUP else _ROW_SHARES
+    for share in shares if grid.bits == 4 else ():
         for sign in (1,) if grid.positive else (1, -1):
             scales = on_lattice(plain * (share * sign))
             best, least = _better(best, least, scales, error(scales))

@@ -8,12 +8,12 @@ from typing import get_args
 from phipipe import backends
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device, Unit
-from phipipe.recipe.learned import Learning
-from phipipe.recipe.recipe import Precision
+from phipipe.recipe.learned import Learning, groups_words
+from phipipe.recipe.recipe import Precision, Recipe
 
 LEARN = ("weights", "learn")
 GROUP_SIZE = ("weights", "group_size")
-GROUPS = (32, 64, 128)  # of learned weights
+GROUPS = (-1, 32, 64, 128)  # of learned weights; -1 is a row
 AWQ = "`--set 'weights={smooth: awq}'` smooths them instead"
 
 
@@ -35,14 +35,25 @@ def check(build: Build, target: Device, unit: Unit) -> None:
         message = f"`{recipe.backend}` cannot store weights that are learned outside of it"
         hint = f"{_elsewhere(target)}; with `{recipe.backend}`, {AWQ}"
         raise problem_at(build, LEARN, message, hint, ("backend",))
-    sizes = groups_of(unit, recipe.precision)
+    sizes = groups_of(recipe, unit)
     if recipe.weights.group_size not in sizes and not getattr(build.options, "map", {}):
-        where = unit.on or unit.api
-        message = (
-            f"{where} runs no learned weights in groups of {recipe.weights.group_size}, only of "
-            f"{_either(runs(unit, recipe.precision))}"
-        )
+        message = _no_such_groups(recipe, unit)
         raise problem_at(build, GROUP_SIZE, message, groups_hint(sizes), LEARN)
+
+
+def _no_such_groups(recipe: Recipe, unit: Unit) -> str:
+    """That the backend or the unit cannot have the recipe's groups of learned weights."""
+    asked, able = groups_words(recipe.weights.group_size), runs(unit, recipe.precision)
+    if recipe.weights.group_size == -1 and not _stores_rows(recipe.backend):
+        return f"`{recipe.backend}` stores learned weights in groups, and none with {asked}"
+    only = _either(groups_words(size) for size in able)
+    return f"{unit.on or unit.api} runs no learned weights with {asked}, only with {only}"
+
+
+def _stores_rows(backend: str) -> bool:
+    """Whether 4 bits can have a scale per row there."""
+    stores = backends.load(backend).stores
+    return stores is not None and -1 in stores.groups.get(4, ())
 
 
 def stores_learned() -> list[str]:
@@ -57,14 +68,17 @@ def runs(unit: Unit | None, precision: Precision) -> list[int]:
     return sizes
 
 
-def groups_of(unit: Unit | None, precision: Precision, columns: Iterable[int] = ()) -> list[int]:
-    """The groups of learned weights that ``unit`` runs and that divide all rows of ``columns``."""
-    sizes = runs(unit, precision)
+def groups_of(recipe: Recipe, unit: Unit | None, columns: Iterable[int] = ()) -> list[int]:
+    """The groups of learned weights that the recipe's backend stores and ``unit`` runs, and that
+    divide all rows of ``columns``."""
+    sizes = runs(unit, recipe.precision)
     rows = set(columns)
     return [
         size
         for size in GROUPS
-        if (not sizes or size in sizes) and not any(row % size for row in rows)
+        if (not sizes or size in sizes)
+        and not any(row % size for row in rows)
+        and (size > 0 or _stores_rows(recipe.backend))
     ]
 
 

@@ -169,7 +169,7 @@ def _check_something(build: Build, found: Mapping[str, Width]) -> None:
 def _groups(job: Job[BaseModel]) -> list[int]:
     """The groups that divide the rows of all matrices, and that the unit runs."""
     shapes = linears.shapes(job.checkpoint)
-    return learnable.groups_of(job.unit, job.recipe.precision, (row for _, row in shapes.values()))
+    return learnable.groups_of(job.recipe, job.unit, (row for _, row in shapes.values()))
 
 
 def _check_heights(
@@ -192,7 +192,7 @@ def _unlearnable(stored: Stored, stores: Stores) -> str | None:
     if stores.learned_group(stored.bits, 0) < 0:
         return None if stored.group_size in (None, -1) else f"by row (-1) at {stored.bits} bits"
     if stored.bits != FLOAT_BITS and stored.group_size not in (None, *GROUPS):
-        return f"in groups of {', '.join(map(str, GROUPS))}"
+        return f"in groups of {', '.join(str(size) for size in GROUPS if size > 0)}, or by row (-1)"
     return None
 
 

@@ -17,6 +17,11 @@ _NO_ROUNDS = "`iterations` are signround's: add `learn: signround`, or write `it
 _NO_LEARNING = "`distil` trains learned weights: add `learn: gptq`, or write `distil: none`"
 
 
+def groups_words(size: int) -> str:
+    """Weights that share one scale, in words; -1 is a row."""
+    return "a scale per row" if size == -1 else f"groups of {size}"
+
+
 class Weights(Sparse):
     """How the original's weights are prepared before a backend stores them."""
 
@@ -36,9 +41,12 @@ class Weights(Sparse):
         "weight goes, layer by layer; it holds the whole model in fp32 and takes minutes to hours "
         "on a CPU.",
     )
-    group_size: Literal[32, 64, 128] = Field(
-        32, description="Learned weights that share one scale."
+    group_size: Literal[-1, 32, 64, 128] = Field(
+        32,
+        description="Learned weights that share one scale; -1: a row, for runtimes and NPUs that "
+        "store that.",
     )
+
     iterations: int | None = Field(
         None,
         ge=1,

@@ -46,7 +46,10 @@ def advised(hint: str | None) -> list[str]:
 def test_an_npu_names_the_group_size_that_works(tmp_path: Path, method: str) -> None:
     npu = ("device=intel-npu", "backend=openvino", f"weights.learn={method}")
     error = refused(tmp_path, *npu)
-    assert "runs no learned weights in groups of 32, only of 128 or -1" in error.message
+    assert (
+        "runs no learned weights with groups of 32, only with groups of 128 or a scale per row"
+        in error.message
+    )
     assert method in (error.hint or "")
     (change,) = advised(error.hint)
     plan = planned(tmp_path, *npu, change)
@@ -71,10 +74,28 @@ def test_it_is_told_before_a_model_is_read(tmp_path: Path) -> None:
     path.write_text(RECIPE.replace("builtin: tiny-phi3", "path: nowhere"), "utf-8")
     with pytest.raises(TargetError, match="cannot store weights that are learned"):
         targets.checked(path, ["device=snapdragon-x-npu", "backend=qnn"])
-    with pytest.raises(TargetError, match="runs no learned weights in groups of 64"):
+    with pytest.raises(TargetError, match="runs no learned weights with groups of 64"):
         targets.checked(path, ["device=intel-npu", "backend=openvino", "weights.group_size=64"])
     with pytest.raises(TargetError, match="weights are learned at 4 bits"):
         targets.checked(path, ["precision=int8"])
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "llamacpp"])
+def test_a_scale_per_row_is_for_those_that_store_it(tmp_path: Path, backend: str) -> None:
+    asked = (f"backend={backend}", "weights.group_size=-1")
+    error = refused(tmp_path, *asked)
+    assert f"`{backend}` stores learned weights in groups" in error.message
+    (change,) = advised(error.hint)
+    planned(tmp_path, *asked, change)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch", "litert"])
+def test_learned_weights_may_have_a_scale_per_row(tmp_path: Path, backend: str) -> None:
+    plan = planned(tmp_path, f"backend={backend}", "weights.group_size=-1")
+    (learning,) = [step for step in plan.steps if step.name == "weights"]
+    widths = learning.params["widths"]
+    assert widths["layers.0.mlp.down_proj"] == [4, 768]  # the length of its rows
+    assert widths["layers.0.mlp.gate_up_proj"] == [4, 256]
 
 
 NPU_MAP = ("device=intel-npu", "backend=openvino", "weights.group_size=128")

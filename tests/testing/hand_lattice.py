@@ -32,7 +32,7 @@ def make(
     positive: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Bits and group size of each matrix: 4 bits in the layers, 8 outside of them; ``positive``:
-    no scale is below 0, and 8 bits share one in a row (-1)."""
+    no scale is below 0, and 8 bits share one in a row (-1), as all do with a ``size`` of -1."""
     folder.mkdir(parents=True)
     shutil.copytree(source, dense, ignore=shutil.ignore_patterns("*.safetensors"))
     random, widths = np.random.default_rng(0), {}
@@ -42,7 +42,7 @@ def make(
         tensors[key] = weight.float()
         if name and name not in floats:
             bits = 4 if linears.layer_of(name) is not None else 8
-            by_row = positive and bits == 8
+            by_row = (positive and bits == 8) or size == -1
             group = weight.shape[1] if by_row else size
             matrix = moved(weight.float().numpy(), bits, group, random, positive=positive)
             lattice.write(folder, len(widths), {name: matrix})

@@ -45,7 +45,8 @@ def make(
         widths[name] = {"bits": bits, "group_size": group_size if bits != 16 else None}
         if bits == 16:
             continue
-        matrix = _random(random, tuple(tensor.shape), bits, group_size, float(tensor.std()))
+        size = tensor.shape[1] if group_size == -1 else group_size
+        matrix = _random(random, tuple(tensor.shape), bits, size, float(tensor.std()))
         lattice.write(weights, part, {name: matrix})
         tensors[key] = torch.from_numpy(matrix.dense())
     lattice.finish(weights, {"learn": "by hand"})

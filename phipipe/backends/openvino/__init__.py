@@ -26,6 +26,7 @@ from phipipe.backends.openvino.rules import RULES
 from phipipe.backends.openvino.sizes import STORES, stored_bytes, weight_bits, widths_of
 from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
+from phipipe.recipe.learned import groups_words
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Params, Step
 from phipipe.vision import kinds
@@ -76,13 +77,11 @@ def scheme(job: Job[Options]) -> str:
     if recipe.precision not in QUANTIZED:
         return SCHEMES[recipe.precision]
     if job.learns:
-        learned = f"int4 symmetric, groups of {recipe.weights.group_size}, {recipe.weights.learn}"
-        return f"{learned} {LEARNED}{', map' if options.map else ''}"
+        learned = f"int4 symmetric, {groups_words(recipe.weights.group_size)}"
+        return f"{learned}, {recipe.weights.learn} {LEARNED}{', map' if options.map else ''}"
     words = [f"{recipe.precision} {'symmetric' if options.symmetric else 'asymmetric'}"]
     if recipe.precision == "int4":
-        words.append(
-            "a scale per row" if options.group_size == -1 else f"groups of {options.group_size}"
-        )
+        words.append(groups_words(options.group_size))
         words += [f"{options.ratio:.0%} of the weights"] if options.ratio < 1 else []
         words += ["all layers"] if options.all_layers else []
         words += [title for name, title in ALGORITHMS.items() if getattr(options, name)]

@@ -83,13 +83,18 @@ class _Codes:
     def __init__(self, learned: Lattice, every: Sequence[WeightCompressionParameters]) -> None:
         self._learned = learned
         self._rows = {weight.weight_name: weight.weight_shape[0] for weight in every}
+        configs = {weight.weight_name: weight.compression_config for weight in every}
+        self._by_row = {name for name, one in configs.items() if one and one.group_size == -1}
 
     def get(self, constant: str) -> CompressedWeight:
-        """Codes int8 [rows, groups, size], scales float16 [rows, groups, 1].
+        """Codes int8 [rows, groups, size], scales float16 [rows, groups, 1]; with a scale per row
+        [rows, columns] and [rows, 1].
 
         Raises:
             StepFailed: the matrix was not learned.
         """
         matrix = self._learned.rows_of(matrix_of(constant) or constant, self._rows[constant])
+        if constant in self._by_row:
+            return CompressedWeight(Tensor(matrix.codes), Tensor(matrix.scales))
         codes = matrix.codes.reshape(*matrix.scales.shape, -1)
         return CompressedWeight(Tensor(codes), Tensor(matrix.scales[..., None]))

@@ -25,7 +25,7 @@ from phipipe.backends.torch.sizes import packed_bytes, weight_bits
 from phipipe.backends.widths import Stored, Width
 from phipipe.models import rotary
 from phipipe.models.tokenizer import of_folder
-from phipipe.recipe.learned import ITERATIONS
+from phipipe.recipe.learned import ITERATIONS, groups_words
 from phipipe.steps import Dtype, Json, Params, Step
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def scheme(job: Job[Options]) -> str:
         return _DTYPES[recipe.precision]
     kind = "symmetric" if options.symmetric else "asymmetric"
     size = recipe.weights.group_size if job.learns else options.group_size
-    groups = "a scale per row" if size == -1 else f"groups of {size}"
+    groups = groups_words(size)
     written = "auto-round's layout" if job.learns else "auto-round"
     told = ", precision map" if options.map else ""
     return f"{written}, {BITS[recipe.precision]} bits {kind}, {groups}{told}"

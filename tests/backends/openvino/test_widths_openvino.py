@@ -69,7 +69,10 @@ def test_a_map_that_cannot_be_is_refused(text: str, words: str) -> None:
         (('quantize.map={"layers.*": {bits: 4, group_size: 32}}',), "groups of 128 or -1"),
         (('quantize.map={"layers.0.*": {bits: 8}}',), "4 bits in every layer"),
         (('quantize.map={"layers.0.*": {bits: 16}}',), "4 bits in every layer"),
-        (("quantize={}", "weights={learn: round}"), "groups of 32, only of 128 or -1"),
+        (
+            ("quantize={}", "weights={learn: round}"),
+            "with groups of 32, only with groups of 128 or a",
+        ),
     ],
 )
 def test_an_npu_has_its_own_groups_and_one_width(sets: tuple[str, ...], words: str) -> None:
@@ -82,8 +85,11 @@ def test_an_npu_takes_what_it_can_store() -> None:
     assert quantizing(planned(*ON_NPU, f"quantize.map={{{head}}}", path=NPU))["widths"] == {
         "lm_head": [8, -1]
     }
-    learned = planned(*ON_NPU, "quantize={}", "weights={learn: round, group_size: 128}", path=NPU)
-    assert quantizing(learned)["widths"]["layers.0.mlp.down_proj"] == [4, 128]
+    for size in (128, -1):
+        weights = f"weights={{learn: round, group_size: {size}}}"
+        learned = quantizing(planned(*ON_NPU, "quantize={}", weights, path=NPU))["widths"]
+        assert learned["layers.0.mlp.down_proj"] == [4, size]
+        assert learned["lm_head"] == [8, size]
 
 
 @pytest.mark.parametrize("learn", ["round", "gptq"])
@@ -108,14 +114,15 @@ def test_options_that_round_are_refused_where_weights_are_learned(option: str) -
 
 
 def test_the_scheme_tells_of_map_and_learning() -> None:
-    def words(learn: str | None, **options: Any) -> str:
-        weights = SimpleNamespace(learn=learn, group_size=32)
+    def words(learn: str | None, size: int = 32, **options: Any) -> str:
+        weights = SimpleNamespace(learn=learn, group_size=size)
         recipe: Any = SimpleNamespace(precision="int4", weights=weights)
         return openvino.scheme(Job(recipe, openvino.Options.model_validate(options)))
 
     head = {"lm_head": {"bits": 8}}
     assert words(None, map=head) == "int4 asymmetric, groups of 128, map"
     assert words("gptq") == "int4 symmetric, groups of 32, gptq learned"
+    assert words("gptq", -1) == "int4 symmetric, a scale per row, gptq learned"
     assert words("gptq", map=head) == "int4 symmetric, groups of 32, gptq learned, map"
 
 
@@ -164,8 +171,11 @@ def test_a_tied_model_holds_its_learned_embedding_once(facts: dict[str, Any]) ->
     assert section(facts, "learned")["tied"] < 1e-10
 
 
-def test_the_npus_pipeline_runs_learned_weights_in_groups_of_128(facts: dict[str, Any]) -> None:
-    assert facts["npu"] < 1e-3
+@pytest.mark.parametrize("groups", ["rows", "wide"])
+def test_the_npus_pipeline_runs_learned_weights(facts: dict[str, Any], groups: str) -> None:
+    found = section(facts, "npu")[groups]
+    assert found["kld"] < 1e-10
+    assert found["gap_nats"] < 1e-3
 
 
 @pytest.mark.parametrize(

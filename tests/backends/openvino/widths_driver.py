@@ -160,14 +160,21 @@ def tied(root: Path) -> float:
     return divergence(root, root / "tied-dense", build(root, "tied-out", given, **places))
 
 
-def npu(root: Path) -> float:
-    """What the NPU's pipeline makes of codes in groups of 128: the worst gap to the likeliest."""
-    made = hand_lattice.make(TINY, root / "wide", root / "wide-dense", 128)
-    out = build(root, "npu", job(learned=made), weights=root / "wide")
-    (root / "npu-report").mkdir()
-    lengths = {"prompt_length": 1024, "response_length": 128}
-    npu_steps.verify_npu({"artifact": out}, root / "npu-report", lengths)
-    return float(json.loads((root / "npu-report" / "npu.json").read_text("utf-8"))["gap_nats"])
+def npu(root: Path) -> dict[str, dict[str, float]]:
+    """How far codes by row and in groups of 128 are from what they stand for, and what the NPU's
+    pipeline makes of them: the worst gap to the likeliest."""
+    facts = {}
+    for name, size in (("rows", -1), ("wide", 128)):
+        made = hand_lattice.make(TINY, root / name, root / f"{name}-dense", size)
+        out = build(root, f"npu-{name}", job(learned=made), weights=root / name)
+        report = root / f"{name}-report"
+        report.mkdir()
+        lengths = {"prompt_length": 1024, "response_length": 128}
+        npu_steps.verify_npu({"artifact": out}, report, lengths)
+        told = json.loads((report / "npu.json").read_text("utf-8"))
+        kld = divergence(root, root / f"{name}-dense", out)
+        facts[name] = {"kld": kld, "gap_nats": float(told["gap_nats"])}
+    return facts
 
 
 def failures(root: Path) -> dict[str, list[str]]:

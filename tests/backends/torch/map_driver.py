@@ -45,6 +45,7 @@ LEARNED: dict[str, tuple[str, int, dict[str, int]]] = {
         128,
         {"layers.1.mlp.down_proj": 16, "embed_tokens": 16, "lm_head": 16},
     ),
+    "tiny rows": ("tiny", -1, {"embed_tokens": 16, "lm_head": 16}),
     "tied": ("tied", 32, {}),
     "copied": ("copied", 32, {}),
     "llama": ("llama", 32, {"layers.1.mlp.gate_proj": 8}),

@@ -24,7 +24,7 @@ from phipipe.models import checkpoints, linears
 from phipipe.planning.plan import Plan
 
 DRIVER = Path(__file__).parent / "map_driver.py"
-CASES = ["tiny", "tiny 64", "tiny 128", "tied", "copied", "llama", "qwen"]
+CASES = ["tiny", "tiny 64", "tiny 128", "tiny rows", "tied", "copied", "llama", "qwen"]
 EIGHT = {"bits": 8, "group_size": 32}
 
 
