@@ -1,7 +1,7 @@
 """What in a recipe would bring a build closer to the original.
 
 A wider precision spends more bits on every weight. ``Backend.finer`` options stay at int4: they
-keep the layers that suffer most at 8 bits, or learn from a text. Each goes with the words by which
+learn the weights, or keep the layers that suffer most at 8 bits. Each goes with the words by which
 a build's scheme says that it has it already.
 """
 
@@ -25,7 +25,7 @@ def wider(backend: str, api: str, precision: str, taken: Collection[str]) -> str
 
 
 def finer(backend: str, api: str, precision: str, scheme: str) -> str:
-    """The first change of ``quantize`` that an int4 build with this ``scheme`` does not have
+    """The first change of the recipe that an int4 build with this ``scheme`` does not have
     yet."""
     known = precision == "int4" and backend in backends.names()
     rows = backends.load(backend).finer if known else ()
@@ -35,7 +35,7 @@ def finer(backend: str, api: str, precision: str, scheme: str) -> str:
         if api not in row.not_on and row.told not in scheme and row.unless not in scheme
     )
     row = next(open_to, None)
-    return f"`quantize: {_flow(row.options)}`" if row else ""
+    return f"`{row.section}: {_flow(row.options)}`" if row else ""
 
 
 def _able(backend: str, api: str) -> frozenset[str]:

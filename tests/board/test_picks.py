@@ -18,6 +18,7 @@ from phipipe.board import entry as board_entry
 from phipipe.board.candidates import Answer, Candidate, Speed
 from phipipe.package import figures
 from phipipe.recipe.device import load, names
+from phipipe.recipe.learned import Weights
 
 LIMIT = figures.KLD_FIT[1]
 HERE, ELSEWHERE = ("2 cores", 128), ("8 cores", 128)
@@ -258,8 +259,7 @@ def test_where_no_4_bit_file_is_fit_none_is_recommended_and_what_would_be_is_sai
         "(Q4_0, the coarsest usual 4-bit file)"
     )
     assert answer.closer[0] == "Fit as a rule: `precision: int8`"
-    assert "`quantize: {type: Q6_K}` (llamacpp)" in answer.closer[1]
-    assert "`quantize: {mixed: layers}` (onnxruntime)" in answer.closer[1]
+    assert answer.closer[1] == "Closer at the same precision: `weights: {learn: gptq}`"
     assert text.advice(TRAINED) == [answer.line, f"  {answer.closer[1]}."]
     (answer,) = board.answers(
         [*TRAINED, entry("eight", 8.35, 3.6e-3, backend="openvino", precision="int8")]
@@ -289,7 +289,8 @@ def test_what_would_be_closer_is_valid_on_every_unit_it_is_said_of(backend: str)
     module = backends.load(backend)
     assert module.finer
     for row in module.finer:
-        module.options.model_validate(row.options)
+        section = module.options if row.section == "quantize" else Weights
+        section.model_validate(row.options)
         for target in map(load, names()):
             for unit in (
                 u for u in target.units if u.api in module.apis and u.api not in row.not_on
@@ -313,10 +314,14 @@ def test_a_wider_precision_is_one_that_the_unit_has_and_the_board_has_not() -> N
         == ""
     )
     assert remedies.finer("litert", "cpu", "int4", "int4 per row, weight only") == ""
-    assert (
-        remedies.finer("litert", "cpu", "int4", "int4 per row, dynamic")
-        == "`quantize: {group_size: 32}`"
-    )
+    learning = "`weights: {learn: gptq}`"
+    assert remedies.finer("litert", "cpu", "int4", "int4 per row, dynamic") == learning
+    by_row = "int4 per row, dynamic, gptq learned"
+    assert remedies.finer("litert", "cpu", "int4", by_row) == "`quantize: {group_size: 32}`"
+    assert remedies.finer("openvino", "cpu", "int4", "int4 asymmetric") == learning
+    by_row = "`weights: {learn: gptq, group_size: -1}`"
+    assert remedies.finer("openvino", "intel-npu", "int4", "int4 symmetric") == by_row
+    assert remedies.finer("llamacpp", "cpu", "int4", "Q4_0, learned once") == ""
     assert (
         remedies.finer("torch", "cpu", "int8", "")
         == remedies.finer("of the future", "cpu", "int4", "")

@@ -11,10 +11,11 @@ here by reading the very same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import LEARNING, Backend, Finer, Job
 from phipipe.backends.litert.layout import BUNDLE, MODEL
 from phipipe.backends.litert.options import ADVICE, BITS, Options, context_of, group_of, prefill_of
 from phipipe.backends.litert.rules import FIXUPS, RULES
@@ -160,7 +161,10 @@ FACE = Backend(
     weight_bits=weight_bits,
     codec=codec,
     wider="set `quantize.map: {layers.*.mlp.down_proj: {bits: 8}}`",
-    finer=(Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),),
+    finer=(
+        replace(LEARNING, unless="weight only"),
+        Finer(options={"group_size": 32}, told="groups of 32", unless="weight only"),
+    ),
     open=open,
     tokenizer=tokenizer,
     rotary=frozenset({"linear", "llama3", "longrope", "yarn", "yarn.beta_fast", "yarn.beta_slow"}),

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import LEARNING, Backend, Finer, Job
 from phipipe.backends.implied import IMPLIED
 from phipipe.backends.llamacpp.options import ADVICE, STORES, Options, tensor_type, type_of
 from phipipe.backends.llamacpp.rules import RULES
@@ -242,8 +242,9 @@ FACE = Backend(
     apart={"type": "Q4_K_M", "imatrix": True},
     values={"type": {name: one.words() for name, one in TYPES.items()}},
     finer=(
-        Finer(options={"imatrix": True}, told="importance matrix"),
-        Finer(options={"type": "Q6_K"}, told="Q6_K"),
+        LEARNING,
+        Finer(options={"imatrix": True}, told="importance matrix", unless=LEARNING.told),
+        Finer(options={"type": "Q6_K"}, told="Q6_K", unless=LEARNING.told),
     ),
     normalizes=False,
     unable={

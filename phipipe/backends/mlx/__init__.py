@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import LEARNING, Backend, Finer, Job
 from phipipe.backends.mlx.options import ADVICE, Options, bits_of, float_dtype, group_of
 from phipipe.backends.mlx.rules import FIXUPS, RULES
 from phipipe.backends.mlx.sizes import STORES, stored_bytes, usual_group, weight_bits, widths_of
@@ -194,6 +194,7 @@ FACE = Backend(
     wider="set `quantize.mixed: mixed_4_6`",
     apart={"mixed": "mixed_4_6"},
     finer=(
+        LEARNING,
         Finer(options={"mixed": "mixed_4_6"}, told="mixed_4_6", unless=LEARNED),
         Finer(options={"bits": 6}, told="6-bit", unless=LEARNED),
     ),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from phipipe.algorithms import olive
 from phipipe.backends import genai, widths
-from phipipe.backends.base import Backend, Finer, Job
+from phipipe.backends.base import LEARNING, Backend, Finer, Job
 from phipipe.backends.onnxruntime.layout import CONFIG, DATA, EMBEDDING, MODEL, PROCESSOR, VISION
 from phipipe.backends.onnxruntime.options import ADVICE, STORES, Options
 from phipipe.backends.onnxruntime.rules import RULES
@@ -253,7 +253,14 @@ FACE = Backend(
     is_uniform=lambda o: o.mixed == "none" and not widths.widens_layers(o.map),
     wider="set `quantize.mixed: layers`",
     apart={"mixed": "layers"},
-    finer=(Finer(options={"mixed": "layers"}, told="sensitive layers at 8 bits"),),
+    finer=(
+        LEARNING,
+        Finer(
+            options={"mixed": "layers"},
+            told="sensitive layers at 8 bits",
+            unless=LEARNING.told,
+        ),
+    ),
     normalizes=False,
     cuts_digits=False,
     open=open,

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
+from phipipe.backends.base import LEARNING, Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.openvino.files import LANGUAGE
 from phipipe.backends.openvino.options import ADVICE, PIPELINE, Options
 from phipipe.backends.openvino.rules import RULES
@@ -257,6 +258,8 @@ FACE = Backend(
     wider="set `quantize.ratio: 0.8`, or `precision: int8`",
     apart={"ratio": 0.8},
     finer=(
+        replace(LEARNING, not_on=frozenset({"intel-npu"})),
+        replace(LEARNING, options={**LEARNING.options, "group_size": -1}),
         Finer(
             options={"awq": True, "scale_estimation": True}, told="scale estimation", unless=LEARNED
         ),

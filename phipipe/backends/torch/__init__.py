@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.backends import widths
-from phipipe.backends.base import Backend, Codec, Finer, Job, Runtime, Tokenizer
+from phipipe.backends.base import LEARNING, Backend, Codec, Finer, Job, Runtime, Tokenizer
 from phipipe.backends.torch.advice import ADVICE
 from phipipe.backends.torch.options import BITS, STORES, Options
 from phipipe.backends.torch.rules import RULES
@@ -165,6 +165,7 @@ FACE = Backend(
     scheme=scheme,
     rules=RULES,
     finer=(
+        LEARNING,
         Finer(
             options={"algorithm": "signround", "group_size": 32},
             told="groups of 32",
