@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from phipipe.api.boards import Board as Board
     from phipipe.api.events import Event as Event
     from phipipe.api.figures import Figures as Figures
+    from phipipe.api.measurements import ImportedSpeeds as ImportedSpeeds
+    from phipipe.api.measurements import Measurement as Measurement
     from phipipe.api.packages import Conversation as Conversation
-    from phipipe.api.packages import Measurement as Measurement
     from phipipe.api.packages import Package as Package
     from phipipe.api.packages import verify as verify
     from phipipe.api.plans import Plan as Plan
@@ -55,7 +56,8 @@ _HOMES = {
     "phipipe.api.runs": ("run",),
     "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
-    "phipipe.api.packages": ("Conversation", "Measurement", "Package", "verify"),
+    "phipipe.api.packages": ("Conversation", "Package", "verify"),
+    "phipipe.api.measurements": ("ImportedSpeeds", "Measurement"),
     "phipipe.api.figures": ("Figures",),
     "phipipe.api.boards": ("Board",),
     "phipipe.api.batches": ("Batch", "Wanted", "run_batch"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from phipipe.api import pages
-from phipipe.api.packages import Measurement, Package
+from phipipe.api.measurements import ImportedSpeeds, Measurement
+from phipipe.api.packages import Package
 from phipipe.api.results import Result, Results
 from phipipe.api.workplace import UserPath, path_of
 from phipipe.board import board, file, gathering, text
@@ -25,6 +27,9 @@ TITLE = "Fidelity board"
 SHOWN = tuple(METRICS[name] for name in ("size_gib", "kld_mean", "top1", "decode_tokens_per_s"))
 
 
+Item: TypeAlias = "Package | Results | Result | ImportedSpeeds | Board | UserPath"
+
+
 class Board:
     """Several builds of one model side by side, and which of them to ship.
 
@@ -34,7 +39,7 @@ class Board:
         entries: the builds with all that was measured, failed ones last.
     """
 
-    def __init__(self, *items: Package | Results | Result | Board | UserPath) -> None:
+    def __init__(self, *items: Item) -> None:
         """Put ``items`` side by side: packages, results of runs, measurements, other boards, and
         paths (of packages, of ``board.json``, of folders that hold one or are full of packages).
 
@@ -105,12 +110,12 @@ class Board:
         return lines + pages.table(head, map(_row, self.entries))
 
 
-def _entries(item: Package | Results | Result | Board | UserPath) -> Iterable[Entry]:
+def _entries(item: Item) -> Iterable[Entry]:
     if isinstance(item, Board):
         return item.entries
     if isinstance(item, Results):
         return [entry for result in item for entry in _entries(result)]
-    if isinstance(item, Measurement):
+    if isinstance(item, Measurement | ImportedSpeeds):
         return [item.entry]
     if isinstance(item, Result):
         return gathering.of_outcomes([item.outcome])

@@ -8,16 +8,14 @@ from phipipe.api import building, pages, workplace
 from phipipe.api.building import Where
 from phipipe.api.events import OnProgress, Telling
 from phipipe.api.figures import Figures
+from phipipe.api.measurements import ImportedSpeeds, Measurement
 from phipipe.api.results import Result
 from phipipe.api.workplace import UserPath, path_of
-from phipipe.board import entry, file
-from phipipe.board.entry import Entry
 from phipipe.chat import start
 from phipipe.chat.conversation import Conversation as Conversation
 from phipipe.chat.conversation import OnText, check_prompt
 from phipipe.errors import SourceError
 from phipipe.execution import finished
-from phipipe.execution.results import Outcome
 from phipipe.files.user_paths import Kind
 from phipipe.models import gguf_files
 from phipipe.package import package as packages
@@ -25,7 +23,6 @@ from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
 from phipipe.steps import Json
-from phipipe.store import files, free_space, refusals
 from phipipe.visible import visible
 from phipipe.words import counted, human
 
@@ -195,6 +192,19 @@ class Package:
         (outcome,) = building.attempt("measure", [plan], place, listener.audience, Where())
         return Measurement(self.path, outcome).check()
 
+    def import_speeds(self, path: UserPath, *, machine: str | None = None) -> ImportedSpeeds:
+        """Take speeds that another tool printed on the device, where phipipe does not run.
+
+        Args:
+            path: what llama-bench (``-o json``), LiteRT-LM's benchmark or MLX's printed.
+            machine: what it ran on, in words; llama-bench says it itself.
+
+        Raises:
+            SourceError: no known tool prints this, it is of another package, or the package was
+                changed.
+        """
+        return ImportedSpeeds(self.path, path, machine)
+
     def __repr__(self) -> str:
         return f"<Package {self.name}: {self.backend} {self.precision} for {self.device}>"
 
@@ -211,44 +221,6 @@ class Package:
     def _repr_html_(self) -> str:
         head = pages.paragraph(self._heading())
         return head + self.figures._repr_html_() + pages.paragraph(str(self.path))
-
-
-class Measurement(Result):
-    """What was measured of a package on its device."""
-
-    def __init__(self, folder: Path, outcome: Outcome) -> None:
-        """Of the package in ``folder``."""
-        super().__init__(outcome)
-        self._folder = folder
-
-    @property
-    def entry(self) -> Entry:
-        """It as a board has it."""
-        return entry.of_measurement(packages.read_manifest(self._folder), self.check().outcome)
-
-    def check(self) -> Measurement:
-        """This measurement, if nothing failed.
-
-        Raises:
-            PhipipeError: why it failed.
-        """
-        super().check()
-        return self
-
-    def report(self) -> str:
-        """The report that ``phipipe compare`` and ``Board`` read, as JSON."""
-        return file.dump([self.entry])
-
-    def write(self, path: UserPath) -> Path:
-        """Write the report into the file ``path``.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        target = path_of(path, Kind.NEW_FILE, "the report")
-        with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
-            files.write(target, self.report().encode())
-        return target
 
 
 def verify(path: UserPath) -> list[Finding]:

@@ -73,16 +73,32 @@ def eval_(
 @click.option(
     "--out", type=UserPath(Kind.NEW_FILE), help="The report; default NAME-measured.json, here."
 )
+@click.option(
+    "--import",
+    "printed",
+    type=UserPath(Kind.FILE, SourceError, "file"),
+    help="Take speeds that another tool printed on the device: `llama-bench -o json`, LiteRT-LM's "
+    "benchmark, or MLX's.",
+)
+@click.option("--on", "machine", help="With --import: the machine's name, such as 'iPhone 16 Pro'.")
 @AS_JSON
-def measure(package: Path, out: Path | None, as_json: bool) -> None:
+def measure(
+    package: Path, out: Path | None, printed: Path | None, machine: str | None, as_json: bool
+) -> None:
     """Measure a package on the device it is for, which this machine must be: fidelity, speed,
     memory.
 
     Needs neither the original model nor its cache. `phipipe compare` puts the report in place of
-    the figures that the build machine had emulated or could not take.
+    the figures that the build machine had emulated or could not take. Where phipipe does not run,
+    as on phones, --import takes what a tool printed there.
     """
+    if printed is not None:
+        _import(package, out, printed, machine, as_json)
+        return
+    if machine is not None:
+        raise click.UsageError("`--on` names the machine of figures that `--import` takes")
     from phipipe.api import show
-    from phipipe.api.packages import Measurement
+    from phipipe.api.measurements import Measurement
     from phipipe.evaluate.speed import host
     from phipipe.execution import finished
     from phipipe.package import figures
@@ -94,12 +110,38 @@ def measure(package: Path, out: Path | None, as_json: bool) -> None:
     if outcome.error:
         raise outcome.error
     text = Measurement(package, outcome).report()
-    target = out or Path(f"{planned.build.name}-measured.json")
-    save(target, text)
-    if as_json:
-        answers.give_text(text)
+    _give(
+        package, planned.build.name, out, text, None if as_json else show.describe_outcome(outcome)
+    )
+
+
+def _import(
+    package: Path, out: Path | None, printed: Path, machine: str | None, as_json: bool
+) -> None:
+    """Take speeds that another tool printed."""
+    from phipipe.api.measurements import ImportedSpeeds
+    from phipipe.metrics import METRICS
+    from phipipe.package import figures
+
+    found = ImportedSpeeds(package, printed, machine)
+    entry = found.entry
+    rows = [
+        f"  {metric.title}: {' '.join(figures.shown(metric, entry.metrics[metric.name])).strip()}"
+        for metric in METRICS.values()
+        if metric.kind == "speed" and metric.name in entry.metrics
+    ]
+    told = "\n".join([f"{entry.name} on {figures.host_words(entry.host)}", *rows])
+    _give(package, entry.name, out, found.report(), None if as_json else told)
+
+
+def _give(package: Path, name: str, out: Path | None, report: str, told: str | None) -> None:
+    """Save the ``report``, and print it, or in its place what is ``told`` of it."""
+    target = out or Path(f"{name}-measured.json")
+    save(target, report)
+    if told is None:
+        answers.give_text(report)
         return
-    echo(show.describe_outcome(outcome))
+    echo(told)
     echo(f"\nreport   {target}\ncompare  phipipe compare {package} {target}")
 
 

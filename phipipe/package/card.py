@@ -16,11 +16,10 @@ from phipipe.evaluate.gates import misread_words
 from phipipe.evaluate.reports import Answer, Baseline, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
-from phipipe.package import answer_words, figures
+from phipipe.package import answer_words, figures, programs
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
 from phipipe.steps import Json
-from phipipe.vision import kinds
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,9 +35,6 @@ MAIN_TOOLS = re.compile(
     r"torch|transformers|onnx.*|openvino|openvino-(genai|tokenizers)|nncf|mlx.*|llama.*|gguf|"
     r"optimum.*|olive.*|auto-round|safetensors|.*qnn|litert.*|ai-edge-.*"
 )
-PROGRAM_CHARACTERS = 8000  # programs are our own: none is cut
-SNIPPET_TOKENS = 512
-PICTURE_TOKENS = 8192  # of a prompt with up to three pictures and its answer
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
@@ -49,7 +45,7 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         baseline: the original's answers are in its ``chats``.
         answers: the artifact's, to the same questions.
     """
-    environment = _environment()
+    templates = environment()
     fidelity, speed = package.fidelity, package.speed
     generation = fidelity.generation
     rows = figures.fidelity_table(fidelity, speed, fidelity.baseline, fidelity.vision, generation)
@@ -73,20 +69,22 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "order": _order(package.steps),
         "tools": _tools(package.steps),
         "limits": _limits(package, baseline),
-        "snippet": snippet(package),
+        "snippet": programs.alone(package, templates),
+        "apps": programs.in_apps(package, templates),
         "licence": _licence(package.licence),
         "parameters": figures.number(package.source.parameters / 1e6) + " million",
         "original": _original(package.source),
         "change": _change(package),
         "answer_tokens": CONTINUATION_TOKENS,
     }
-    return _front_matter(package) + environment.get_template("package/card.md.j2").render(view)
+    return _front_matter(package) + templates.get_template("package/card.md.j2").render(view)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """For templates of Markdown, those of backends among them."""
     # Markdown, not HTML: ``inline`` escapes
-    environment = pages.environment(inline, folders=backends.__path__)
-    environment.filters |= {
+    made = pages.environment(inline, folders=backends.__path__)
+    made.filters |= {
         "code": code,
         "codes": lambda values: Safe(", ".join(map(code, values))),
         "block": block,
@@ -96,7 +94,7 @@ def _environment() -> Environment:
         "bounds": _bounds,
         "markdown": Safe,
     }
-    return environment
+    return made
 
 
 def _bounds(gate: Verdict) -> str:
@@ -237,32 +235,6 @@ def _limits(package: Description, baseline: Baseline) -> list[str]:
     if (sanity.repetition or 0) > REPETITIVE:
         lines.append("It repeats itself in a sample answer.")
     return lines
-
-
-def snippet(package: Description) -> Safe | None:
-    """A program that runs the package with its runtime alone; backends without one have none."""
-    from jinja2 import TemplateNotFound
-
-    try:
-        template = _environment().get_template(f"{package.backend}/run.py.j2")
-    except TemplateNotFound:
-        return None
-    context = package.source.context_length
-    view = {
-        "versions": {n: v for step in package.steps.values() for n, v in step.tools.items()},
-        "chat": bool(package.chat_template),
-        "max_length": min(SNIPPET_TOKENS, context),
-        "api": package.api,
-        "sees": package.fidelity.vision is not None,
-        "square": package.source.architecture in backends.load(package.backend).square,
-        "after_mark": kinds.after_mark(package.source.architecture)
-        .encode("unicode_escape")
-        .decode(),
-        "picture_length": min(PICTURE_TOKENS, context),
-        "options": package.recipe.quantize,
-        "quantized": package.precision in ("int4", "int8"),
-    }
-    return block(template.render(view), "python", limit=PROGRAM_CHARACTERS)
 
 
 def _licence(licence: Licence) -> dict[str, Safe]:

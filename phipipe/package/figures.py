@@ -98,7 +98,9 @@ def host_words(host: Mapping[str, object]) -> str:
     cores = f"{host['cores']} cores of {host['processor']}" if known else ""
     memory = f"{host['memory_gib']} GiB of memory" if host.get("memory_gib") else ""
     system = " ".join(str(host[name]) for name in ("system", "machine") if host.get(name))
-    return ", ".join(part for part in (cores, memory, system) if part) or "an unrecorded machine"
+    machine = ", ".join(part for part in (cores, memory, system) if part)
+    tool = f", as {host['tool']} printed" if host.get("tool") else ""
+    return (machine or "an unrecorded machine") + tool
 
 
 def peaks(usage: Mapping[str, float]) -> str:

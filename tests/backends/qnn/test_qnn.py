@@ -24,7 +24,7 @@ from phipipe.backends.qnn.shape import shape_of
 from phipipe.errors import StepFailed, TargetError
 from phipipe.hub import take
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.package import card
+from phipipe.package import card, programs
 from phipipe.package.description import Description
 
 DRIVER = Path(__file__).parent / "driver.py"
@@ -242,7 +242,7 @@ def test_the_cards_snippet_registers_the_provider_and_keeps_to_the_context(templ
         chat_template=template,
         steps={"compile": {**step, "tools": tools}},
     )
-    program = card.snippet(Description.model_validate(described))
+    program = programs.alone(Description.model_validate(described), card.environment())
     words = str(program).removeprefix("```python\n").removesuffix("```")
     compile(words, "snippet", "exec")
     assert "onnxruntime-qnn==2.7.0" in words.splitlines()[0]
