@@ -57,6 +57,9 @@ def recipe() -> str:
             "without a default, for `weights` as a whole, and for entries of `gates`, `tolerance` "
             "and `map`; also with `--set`. `--set` replaces the value that it names: "
             "`--set 'weights={}'` leaves none of its keys.",
+            "In `quantize.map` the patterns of a variant, and those of `--set`, stand before the "
+            "recipe's, since the first that matches decides. Those of the recipe that they cover "
+            "go. `--set quantize.map.layers.0.mlp.down_proj.bits=8` takes a pattern with its dots.",
             f"Keys of a variant: {codes(variant['properties'])}.",
         ),
         *(

@@ -105,7 +105,8 @@ def _resolved(
     try:
         return widths.resolve(chosen, checkpoint)
     except widths.BadPattern as error:
-        raise problem_at(build, ("quantize", "map", error.pattern), str(error)) from None
+        hint = "take the pattern out; where a variant inherits it, `none` takes it back"
+        raise problem_at(build, ("quantize", "map", error.pattern), str(error), hint) from None
 
 
 def _check_learnable(build: Build, job: Job[BaseModel]) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from phipipe.errors import RecipeError
 from phipipe.files import file_names, user_paths
-from phipipe.recipe import absent, empty, overlay
+from phipipe.recipe import absent, empty, overlay, patterns
 from phipipe.recipe.build import Build, paths_of
 from phipipe.recipe.complaints import complaints, gone
 from phipipe.recipe.document import parse, read
@@ -120,6 +120,8 @@ class _Loading:
         for text in sets:
             where, value, shown = overlay.parts(text)
             parsed = _parsed(value, shown)
+            if parsed.data == absent.NONE:
+                overlay.check_taken_back(self._data, where, shown)
             overlay.put(self._data, where, parsed.data, shown)
             if where[0] != "matrix":
                 self._overrides.append((where, parsed.data, shown))
@@ -168,6 +170,7 @@ class _Loading:
     def _variant(self, base: dict[str, Json], entry: dict[str, Json], at: Where) -> _Variant:
         """``entry`` of the matrix, under the name that it has beside the others."""
         merged = lay(base, entry)
+        self._check_taken_back(base, entry, at)
         for key in entry:
             if key not in VARIANT_KEYS:
                 self._problems.note((*at, key), _unknown_in_variant(key), key=True)
@@ -183,6 +186,13 @@ class _Loading:
         for where, value, text in self._overrides:
             overlay.put(merged, where, value, text)
         return _Variant(merged, str(name), at)
+
+    def _check_taken_back(self, base: dict[str, Json], entry: dict[str, Json], at: Where) -> None:
+        """Patterns that the variant ``entry`` takes back, and does not inherit."""
+        inherited = lay(base, {**entry, "quantize": {}})["quantize"]
+        for option, pattern, there in patterns.taken_back(entry.get("quantize"), inherited):
+            message = patterns.stray(option, pattern, there)
+            self._problems.note((*at, "quantize", option, pattern), message, key=True)
 
     def _build(self, variant: _Variant, folder: Path) -> Build | None:
         data = absent.cleaned(variant.data, Recipe, self._options_of(variant.data))

@@ -149,8 +149,8 @@ def _say_absence(section: Schema, name: str = "") -> None:
         kept = _not_null(value)
         inner = kept.get("additionalProperties")
         takes_none = name not in absent.CHOICES
-        holds_entries = takes_none and kept.get("default") == {} and isinstance(inner, dict)
-        if holds_entries:
+        holds_entries = takes_none and kept.get("default") == {} and inner is not None
+        if holds_entries and isinstance(inner, dict):
             kept["additionalProperties"] = _or_none(inner)
         optional = holds_entries or key == absent.WHOLE or value.get("default", key) is None
         section["properties"][key] = _or_none(kept) if takes_none and optional else kept
