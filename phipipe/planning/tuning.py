@@ -156,7 +156,7 @@ def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
     sensitive = sensitivity.sensitivity_step(job.checkpoint, recipe.calibrate.window)
     steps = (
         *needed(plan.steps, "source"),
-        *calibration.calibration_steps(plan.build),
+        *calibration.calibration_steps(plan.build, plan.checkpoint.context_length),
         _selection_step(recipe),
         replace(sensitive, after=(SELECTION,)),  # a text too short is told before
         sensitivity.errors_step(
@@ -184,7 +184,7 @@ def trial(plan: Plan) -> Plan:
     """The steps of ``plan`` that build its artifact, and score it on a text of the choice's own:
     what follows in the calibration text on the part that is learned from."""
     recipe = plan.build.recipe
-    (text, *_) = calibration.calibration_steps(plan.build)
+    (text, *_) = calibration.calibration_steps(plan.build, plan.checkpoint.context_length)
     tokens = _selected_tokens(recipe)
     steps = []
     for step in needed(plan.steps, "evaluate"):
