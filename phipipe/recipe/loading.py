@@ -215,7 +215,7 @@ class _Loading:
         def locate(places: Sequence[Where], message: str) -> RecipeError:
             return self._problems.located(places, message, variant.at)
 
-        return Build(variant.name, recipe, folder, options, locate)
+        return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
 
     def _options_of(self, data: Mapping[str, Json]) -> type[BaseModel] | None:
         """The model of the ``quantize`` section of a recipe's ``data``; None where its backend is
