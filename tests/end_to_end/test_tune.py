@@ -58,7 +58,9 @@ def test_a_tuned_recipe_builds_what_was_promised(
     assert code == 2
     assert "is there already" in err
 
-    code, _, err = run("tune", recipe, "--no-answers", "--size", "1KiB", "--write", tmp_path / "x")
+    code, _, err = run(
+        "tune", recipe, "--no-answers", "--size", "1KiB", "--write", tmp_path / "x.yaml"
+    )
     assert code == 3
     offered = re.search(r"give --size (\S+),", err)
     assert offered, err
