@@ -14,15 +14,24 @@ INDEX = "lattice.json"  # in the folder of learned weights
 NEEDS_TEXT = ("search", "gptq", "signround")
 
 
-def words(recipe: Weights) -> str:
-    """What a build's scheme says of it."""
-    if recipe.learn is None:
+def done(asked: Learning, bits: Mapping[str, int]) -> Learning:
+    """What learning as ``asked`` comes to for matrices of so many ``bits`` (matrix → bits): auto-
+    round learns those of the layers at 4 bits alone, and all others are rounded as with
+    "search"."""
+    fours = any(n == 4 and linears.layer_of(name) is not None for name, n in bits.items())
+    return "search" if asked == "signround" and not fours else asked
+
+
+def words(learn: Learning | None, *, distilled: bool | None = None) -> str:
+    """What a build's scheme says of weights that were learned so; ``distilled``: whether their
+    scales were trained, None where nobody asked, False where none of the trained ones were
+    better."""
+    if learn is None:
         return ""
-    if recipe.distil:
-        return f", learned once for all runtimes ({recipe.learn}, distilled)"
-    if recipe.learn == "round":
+    if learn == "round" and distilled is None:
         return ", rounded once for all runtimes"
-    return f", learned once for all runtimes ({recipe.learn})"
+    training = {None: "", True: ", distilled", False: ", distilled without a gain"}[distilled]
+    return f", learned once for all runtimes ({learn}{training})"
 
 
 def step(
@@ -34,9 +43,10 @@ def step(
     positive: bool = False,
 ) -> Step:
     """``weights``: the matrices named in ``widths`` (bits, group size) of the checkpoint, rounded
-    as the recipe's ``learn`` says on so many ``tokens``; ``positive``: no scale is below 0."""
+    as ``done`` says of the recipe's ``learn`` on so many ``tokens``; ``positive``: no scale is
+    below 0."""
     assert recipe.learn is not None
-    learn: Learning = recipe.learn
+    learn = done(recipe.learn, {name: bits for name, (bits, _) in widths.items()})
     params: dict[str, Json] = {"learn": learn, "widths": {n: list(w) for n, w in widths.items()}}
     if positive:
         params["positive"] = True

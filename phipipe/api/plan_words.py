@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from phipipe import words
-from phipipe.api.show import advice_json, heading, source_words, warning_lines
+from phipipe.api.show import advice_json, heading, hint_lines, source_words, warning_lines
 from phipipe.errors import PhipipeError
 from phipipe.execution import outlook
 from phipipe.execution.outlook import Cost, Outlook
@@ -49,6 +49,7 @@ def describe(one: Outlook, table: Table, workers: Workers | None = None) -> str:
         lines.append(f"  on the device about {planned.fit.words()}{room}")
     of = counted(len(one.forecast), "step")
     lines.append(f"  {one.cost.steps} of {of} will run{cost_words(one.cost)}")
+    lines += [f"  {line}" for line in hint_lines([planned])]
     return "\n".join(lines)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+
 from phipipe import backends
 from phipipe.algorithms import smooth
 from phipipe.errors import PhipipeError
@@ -12,6 +15,7 @@ from phipipe.evaluate.run_reports import AsRun
 from phipipe.execution.results import Outcome, Result
 from phipipe.output import documents
 from phipipe.package import answer_words, figures
+from phipipe.planning import hints
 from phipipe.planning.plan import Plan
 from phipipe.words import counted
 
@@ -37,6 +41,13 @@ def source_words(plan: Plan) -> str:
 def warning_lines(plan: Plan) -> list[str]:
     """What is doubtful about a build, line by line."""
     return [line for warning in plan.warnings for line in warning.lines]
+
+
+def hint_lines(plans: Sequence[Plan]) -> list[str]:
+    """What the first of the builds that could do better could do; one line, however many they
+    are."""
+    found = (hint for plan in plans if (hint := hints.of(plan)))
+    return list(islice(found, 1))
 
 
 def ready(toolchain: str, seconds: float, error: PhipipeError | None) -> str:

@@ -235,6 +235,7 @@ class Backend(Generic[Chosen]):
     cuts_digits: bool = True  # its tokenizer cuts digits off first, where asked to
     rotary: frozenset[str] = frozenset({"longrope"})
     """Rotary scalings that it is proven to compute (``models.rotary.features``)."""
+    tables: bool = False  # its graph holds cosines and sines of all positions of the context
     by_rows: Callable[[Job[Chosen]], bool] = _by_rows
     """Whether all weights of a row share one scale."""
     is_uniform: Callable[[Chosen], bool] = _is_uniform

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from phipipe.api.show import ending, heading, ready, warning_lines
+from phipipe.api.show import ending, heading, hint_lines, ready, warning_lines
 from phipipe.errors import PhipipeError
 from phipipe.execution.nodes import labels
 from phipipe.execution.pace import Pace
@@ -85,6 +85,8 @@ class Live:
             self._progress.console.print(visible(heading(plan)), style="bold", markup=False)
             for line in warning_lines(plan):
                 self._progress.console.print(visible(f"  {line}"), style="yellow", markup=False)
+        for line in hint_lines(plans):
+            self._progress.console.print(visible(f"  {line}"), style="dim", markup=False)
 
     def started(self, label: str, why: str) -> None:
         self._tasks[label] = self._progress.add_task(
@@ -164,6 +166,8 @@ def listener(plans: Sequence[Plan], stream: TextIO, *, silent: bool = False) -> 
             _write(stream, heading(plan))
             for line in warning_lines(plan):
                 _write(stream, f"  {line}")
+        for line in hint_lines(plans):
+            _write(stream, f"  {line}")
         yield Lines(width, stream)
     else:
         with _live(width, stream) as live:

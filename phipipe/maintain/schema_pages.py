@@ -43,10 +43,10 @@ def recipe() -> str:
         "A recipe is a YAML file. It names a model, a device, a backend and a precision. Every "
         "other key has a default.",
         f"```yaml\n{example}\n```",
-        "The file is YAML 1.2. Anchors, duplicate keys and unknown keys are refused, each with its "
-        "line and column. `phipipe validate RECIPE` finds all mistakes at once. `--set KEY=VALUE` "
-        "overrides a key, `--only NAME` picks a variant. `phipipe schema` prints the same as a "
-        "JSON schema for editors.",
+        "The file is YAML 1.2. Anchors, duplicate keys, unknown keys and keys without a value are "
+        "refused, each with its line and column. `phipipe validate RECIPE` finds all mistakes at "
+        "once. `--set KEY=VALUE` overrides a key, `--only NAME` picks a variant. `phipipe "
+        "schema` prints the same as a JSON schema for editors.",
         section("Keys", _keys(whole, required=("name", "source", "device", "precision"))),
         section(
             "Variants",
@@ -57,6 +57,9 @@ def recipe() -> str:
             "without a default, for `weights` as a whole, and for entries of `gates`, `tolerance` "
             "and `map`; also with `--set`. `--set` replaces the value that it names: "
             "`--set 'weights={}'` leaves none of its keys.",
+            "In `quantize.map` the patterns of a variant, and those of `--set`, stand before the "
+            "recipe's, since the first that matches decides. Those of the recipe that they cover "
+            "go. `--set quantize.map.layers.0.mlp.down_proj.bits=8` takes a pattern with its dots.",
             f"Keys of a variant: {codes(variant['properties'])}.",
         ),
         *(

@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import Path
 
 from phipipe import __version__
-from phipipe.algorithms import learned
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import papers, reference, reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
@@ -25,7 +24,7 @@ from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, V
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
-from phipipe.package import card, closed_world, gate, leaks, recipe, template
+from phipipe.package import card, closed_world, gate, leaks, learning, recipe, template
 from phipipe.package import manifest as manifests
 from phipipe.package.description import Description, Licence
 from phipipe.package.manifest import Finding, read_manifest
@@ -188,7 +187,8 @@ def _describe(
     original = steps["original" if "original" in inputs else "source"]
     if params["source"]["kind"] != "adapter":
         original = steps.get(STORED, original)
-    same = ("name", "device", "backend", "backend_title", "api", "scheme", "on_target", "warnings")
+    same = ("name", "device", "backend", "backend_title", "api", "on_target", "warnings")
+    weights = learning.told(inputs.get("weights"))
     emulation = inputs.get("emulation")
     return Description.model_validate(
         {
@@ -196,6 +196,7 @@ def _describe(
             "format": manifests.FORMAT,
             "phipipe": __version__,
             **{name: params[name] for name in same},
+            "scheme": learning.scheme(params, weights),
             "recipe": portable,
             "precision": portable["precision"],
             "source": {
@@ -211,7 +212,7 @@ def _describe(
             "gates": reports.verdicts(inputs["gates"]),
             "twin": params.get("twin"),
             "emulation": _json(next(emulation.glob("*.json"))) if emulation else None,
-            "weights": _learned(inputs.get("weights")),
+            "weights": weights,
             "steps": steps,
         }
     )
@@ -220,14 +221,6 @@ def _describe(
 def _metrics(inputs: Inputs, params: Params) -> Metrics:
     run = reports.read(AsRun, inputs["run"]) if "run" in inputs else None
     return run_reports.joined(reports.read(Metrics, inputs["metrics"]), params.get("knob"), run)
-
-
-def _learned(folder: Path | None) -> dict[str, Json] | None:
-    if folder is None:
-        return None
-    index = _json(folder / learned.INDEX)
-    about = {key: index[key] for key in ("learn", "distil") if key in index}
-    return {**about, "digest": index["weights_digest"]}
 
 
 def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:

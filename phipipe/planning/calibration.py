@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from phipipe.algorithms import distilled
 from phipipe.hub import take
+from phipipe.planning import check
 from phipipe.planning.targets import placed
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe, Text, wikitext
 from phipipe.steps import Step
 
 
-def calibration_steps(build: Build) -> list[Step]:
-    """The text that data-aware quantization learns from, and its tokens.
+def calibration_steps(build: Build, context: int) -> list[Step]:
+    """The text that data-aware quantization learns from, and its tokens, for a model that knows
+    ``context`` of them.
 
     Raises:
-        TargetError: the recipe names none, or the text it is evaluated on.
+        TargetError: the recipe names none, or the text it is evaluated on, or windows that the
+            model cannot read.
     """
     recipe = build.recipe
+    check.check_window(build, "calibrate", context)
     text = recipe.calibrate.text or _usual_text(recipe)
     if text is None:
         message = (

@@ -104,8 +104,9 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
 def _calibration(plan: Plan, built: Sequence[Step]) -> list[Step]:
     """The tokens that the backend's steps ``built`` learn from, as far as they do."""
     needs = {need for step in built for need in step.needs.values()}
+    context = plan.checkpoint.context_length
     return [
-        *(calibration.calibration_steps(plan.build) if "calibration" in needs else ()),
+        *(calibration.calibration_steps(plan.build, context) if "calibration" in needs else ()),
         *([calibration.held_out_step(plan.build.recipe)] if distilled.HELD_OUT in needs else ()),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -33,6 +34,22 @@ def check_eyes(build: Build, seeing: Checkpoint | None, unit: Unit) -> None:
         if not seeing and name in metrics.names("pictures"):
             message = f"`{name}` is measured on models that see, and this is none"
             raise problem_at(build, ("evaluate", "gates", name), message, "take the gate out")
+
+
+def check_window(build: Build, section: Literal["evaluate", "calibrate"], context: int) -> None:
+    """Refuse windows of text that the model, which knows ``context`` tokens, cannot read.
+
+    Raises:
+        TargetError: says which would do.
+    """
+    window = getattr(build.recipe, section).window
+    if window > context:
+        message = (
+            f"`{section}.window: {window}` is longer than the {context:,} tokens that this model "
+            "can read"
+        )
+        hint = f"`--set {section}.window={context}`, or less"
+        raise problem_at(build, (section, "window"), message, hint)
 
 
 def with_context(recipe: Recipe, options: BaseModel, checkpoint: Checkpoint) -> BaseModel:

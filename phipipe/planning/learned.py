@@ -61,10 +61,20 @@ def smoothed(job: Job[BaseModel]) -> Job[BaseModel]:
     return replace(job, checkpoint=smooth.of(job.checkpoint))
 
 
-def scheme(job: Job[BaseModel]) -> str:
-    """How the weights are stored, in the backend's words, and what was learned of them."""
-    told = backends.load(job.recipe.backend).scheme(job) + learned.words(job.recipe.weights)
+def scheme(job: Job[BaseModel], *, kept: bool = True) -> str:
+    """How the weights are stored, in the backend's words, and what was learned of them; ``kept``:
+    whether distilling, where it is asked for, brought scales that are better."""
+    asked = job.recipe.weights
+    learn = asked.learn and learned.done(asked.learn, _bits(job))
+    told = backends.load(job.recipe.backend).scheme(job)
+    told += learned.words(learn, distilled=kept if asked.distil else None)
     return f"{told}, {smooth.WORDS}" if smooth.asked(job.recipe) else told
+
+
+def _bits(job: Job[BaseModel]) -> dict[str, int]:
+    """Matrix → bits, of those that are learned."""
+    wide = {name: one.bits for name, one in job.widths.items() if isinstance(one, Width)}
+    return {name: bits for name, bits in wide.items() if bits != FLOAT_BITS}
 
 
 def _with_learning(job: Job[BaseModel], built: Sequence[Step]) -> list[Step]:
@@ -105,7 +115,8 @@ def _resolved(
     try:
         return widths.resolve(chosen, checkpoint)
     except widths.BadPattern as error:
-        raise problem_at(build, ("quantize", "map", error.pattern), str(error)) from None
+        hint = "take the pattern out; where a variant inherits it, `none` takes it back"
+        raise problem_at(build, ("quantize", "map", error.pattern), str(error), hint) from None
 
 
 def _check_learnable(build: Build, job: Job[BaseModel]) -> None:

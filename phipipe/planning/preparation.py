@@ -107,6 +107,7 @@ def _outline(
     job = learned.with_widths(build, job)
     seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
+    check.check_window(build, "evaluate", job.checkpoint.context_length)
     built = learned.steps(job)
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     fitting = check.check_fit(build, device, job, built[-1].output_bytes)

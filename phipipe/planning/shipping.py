@@ -113,6 +113,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "backend_title": backend.title,
         "api": plan.api,
         "scheme": learned.scheme(job),
+        **({"unchanged": learned.scheme(job, kept=False)} if recipe.weights.distil else {}),
         "on_target": plan.on_target,
         "knob": plan.knob,
         "source": _source(plan, original),

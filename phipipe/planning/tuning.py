@@ -20,6 +20,10 @@ from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Step
 
 SELECTION = "selection"  # the step that takes
+# What a file may take beside its weights, rounded up from builds of two models (5 layers and 2,304
+# tokens; 30 and 49,152) with all backends. Most have OpenVINO's files, whose graph is XML: 0.09 MB
+# for each layer, and 153 and 84 bytes for each token of the vocabulary.
+LAYER_BYTES, TOKEN_BYTES = 2**17, 160
 SELECTION_TOKENS = 4096  # of the calibration text, behind what is learned from
 
 
@@ -39,10 +43,12 @@ class Group:
 @dataclass(frozen=True, kw_only=True)
 class Scope:
     """All that can be chosen: group (name as in maps) → its choices; ``base_bytes``: what the
-    artifact takes with the first of each."""
+    artifact takes with the first of each; ``beside_bytes``: what it may take at most beside that:
+    its graph, and files of the tokenizer."""
 
     groups: Mapping[str, Group]
     base_bytes: int
+    beside_bytes: int
 
     @property
     def smallest_bytes(self) -> int:
@@ -124,7 +130,18 @@ def _sized(
             widths={str(stored): stored for stored in widths},
             size_bytes=dict(zip(map(str, widths), sizes, strict=True)),
         )
-    return Scope(groups=groups, base_bytes=learned.steps(job)[-1].output_bytes)
+    base_bytes = learned.steps(job)[-1].output_bytes
+    return Scope(groups=groups, base_bytes=base_bytes, beside_bytes=_beside(job))
+
+
+def _beside(job: Job[BaseModel]) -> int:
+    """At most so many bytes of the artifact are no weights."""
+    checkpoint, face = job.checkpoint, backends.load(job.recipe.backend)
+    found = LAYER_BYTES * checkpoint.layers + TOKEN_BYTES * checkpoint.vocab_size
+    if face.tables:  # two in fp32, of half a head; with LongRoPE those of the short context, too
+        short = checkpoint.original_context_length if checkpoint.longrope else 0
+        found += 4 * checkpoint.head_size * (checkpoint.context_length + short)
+    return found
 
 
 def _bits(job: Job[BaseModel], matrices: Sequence[str], stored: Stored) -> float:
@@ -156,7 +173,7 @@ def sensing(plan: Plan, job: Job[BaseModel], scope: Scope) -> Plan:
     sensitive = sensitivity.sensitivity_step(job.checkpoint, recipe.calibrate.window)
     steps = (
         *needed(plan.steps, "source"),
-        *calibration.calibration_steps(plan.build),
+        *calibration.calibration_steps(plan.build, plan.checkpoint.context_length),
         _selection_step(recipe),
         replace(sensitive, after=(SELECTION,)),  # a text too short is told before
         sensitivity.errors_step(
@@ -184,7 +201,7 @@ def trial(plan: Plan) -> Plan:
     """The steps of ``plan`` that build its artifact, and score it on a text of the choice's own:
     what follows in the calibration text on the part that is learned from."""
     recipe = plan.build.recipe
-    (text, *_) = calibration.calibration_steps(plan.build)
+    (text, *_) = calibration.calibration_steps(plan.build, plan.checkpoint.context_length)
     tokens = _selected_tokens(recipe)
     steps = []
     for step in needed(plan.steps, "evaluate"):

@@ -50,9 +50,9 @@ def _inside(value: Json, field: FieldInfo) -> Json:
     if not isinstance(value, dict):
         return value
     if not maps(field):
-        inner = _model(field.annotation)
+        inner = model_of(field.annotation)
         return without(value, inner) if inner else value
-    keys, entry = _entries(field.annotation)
+    keys, entry = entries(field.annotation)
     return {
         name: without(one, entry) if entry else one
         for name, one in value.items()
@@ -60,17 +60,17 @@ def _inside(value: Json, field: FieldInfo) -> Json:
     }
 
 
-def _model(annotation: object) -> type[BaseModel] | None:
-    """The model among ``X``, ``X | None``."""
+def model_of(annotation: object) -> type[BaseModel] | None:
+    """The model among ``X``, ``X | None``; None where there is none."""
     kinds = (annotation, *get_args(annotation))
     found = (one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel))
     return next(found, None)
 
 
-def _entries(annotation: object) -> tuple[tuple[str, ...], type[BaseModel] | None]:
+def entries(annotation: object) -> tuple[tuple[str, ...], type[BaseModel] | None]:
     """Of a mapping: the keys that it may have (none listed: any), and the model of its entries."""
     key, entry = get_args(_plain(annotation))
-    return get_args(key), _model(_plain(entry))
+    return get_args(key), model_of(_plain(entry))
 
 
 def _plain(annotation: object) -> object:

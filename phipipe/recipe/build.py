@@ -15,7 +15,8 @@ from phipipe.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Build:
-    """One recipe to build: a variant of a matrix has been merged in, ``options`` validated."""
+    """One recipe to build: a variant of a matrix has been merged in, ``options`` validated.
+    ``written`` are the recipe's keys that somebody wrote, `none` as well."""
 
     name: str
     recipe: Recipe
@@ -24,6 +25,7 @@ class Build:
     locate: Callable[[Sequence[Where], str], RecipeError] = field(
         default=lambda places, message: RecipeError(message), compare=False
     )
+    written: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:

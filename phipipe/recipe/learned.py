@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from phipipe.recipe.complaints import At
-from phipipe.recipe.strict import Sparse
+from phipipe.recipe.strict import Model
 
 Smooth = Literal["none", "awq"]
 Learning = Literal["round", "search", "gptq", "signround"]
@@ -22,7 +22,7 @@ def groups_words(size: int) -> str:
     return "a scale per row" if size == -1 else f"groups of {size}"
 
 
-class Weights(Sparse):
+class Weights(Model):
     """How the original's weights are prepared before a backend stores them."""
 
     smooth: Smooth = Field(

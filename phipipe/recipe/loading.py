@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from phipipe.errors import RecipeError
 from phipipe.files import file_names, user_paths
-from phipipe.recipe import absent, overlay
+from phipipe.recipe import absent, empty, overlay, patterns
 from phipipe.recipe.build import Build, paths_of
 from phipipe.recipe.complaints import complaints, gone
 from phipipe.recipe.document import parse, read
@@ -108,6 +109,7 @@ class _Loading:
         self._document, self._options = document, options
         self._problems = Problems(document)
         self._overrides: list[tuple[tuple[str, ...], Json, str]] = []
+        self._empty: set[Where] = set()  # outside of the matrix
         if not isinstance(document.data, dict):
             message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
             raise document.error([Problem(*document.place(()), message)])
@@ -118,6 +120,8 @@ class _Loading:
         for text in sets:
             where, value, shown = overlay.parts(text)
             parsed = _parsed(value, shown)
+            if parsed.data == absent.NONE:
+                overlay.check_taken_back(self._data, where, shown)
             overlay.put(self._data, where, parsed.data, shown)
             if where[0] != "matrix":
                 self._overrides.append((where, parsed.data, shown))
@@ -127,6 +131,7 @@ class _Loading:
         self, folder: Path, only: Sequence[str] = ()
     ) -> tuple[list[Build], RecipeError | None]:
         base = {key: value for key, value in self._data.items() if key != "matrix"}
+        self._empty = self._note_empty(base)
         name = str(base.get("name"))
         variants = self._variants(base) if "matrix" in self._data else [_Variant(base, name)]
         if only and not self._problems:
@@ -165,6 +170,7 @@ class _Loading:
     def _variant(self, base: dict[str, Json], entry: dict[str, Json], at: Where) -> _Variant:
         """``entry`` of the matrix, under the name that it has beside the others."""
         merged = lay(base, entry)
+        self._check_taken_back(base, entry, at)
         for key in entry:
             if key not in VARIANT_KEYS:
                 self._problems.note((*at, key), _unknown_in_variant(key), key=True)
@@ -181,12 +187,18 @@ class _Loading:
             overlay.put(merged, where, value, text)
         return _Variant(merged, str(name), at)
 
+    def _check_taken_back(self, base: dict[str, Json], entry: dict[str, Json], at: Where) -> None:
+        """Patterns that the variant ``entry`` takes back, and does not inherit."""
+        inherited = lay(base, {**entry, "quantize": {}})["quantize"]
+        for option, pattern, there in patterns.taken_back(entry.get("quantize"), inherited):
+            message = patterns.stray(option, pattern, there)
+            self._problems.note((*at, "quantize", option, pattern), message, key=True)
+
     def _build(self, variant: _Variant, folder: Path) -> Build | None:
-        named = variant.data.get("backend", BACKEND)
-        is_known = isinstance(named, str) and named in self._options
-        known = self._options[named] if is_known else None
-        data = absent.cleaned(variant.data, Recipe, known)
-        recipe = self._validate(Recipe, data, (), variant.at)
+        data = absent.cleaned(variant.data, Recipe, self._options_of(variant.data))
+        without = self._note_empty(data, variant.at)
+        check = partial(self._validate, variant=variant.at, without=without)
+        recipe = check(Recipe, data, ())
         options = None
         backend, quantize = data.get("backend", BACKEND), data.get("quantize", {})
         if isinstance(backend, str) and backend not in self._options:
@@ -194,7 +206,7 @@ class _Loading:
             message = f"unknown backend `{shorten(backend)}`{guess}"
             self._problems.note(("backend",), message, variant=variant.at)
         elif isinstance(backend, str) and isinstance(quantize, dict):
-            options = self._validate(self._options[backend], quantize, ("quantize",), variant.at)
+            options = check(self._options[backend], quantize, ("quantize",))
         if recipe is not None:
             self._look_at_paths(recipe, folder, variant.at)
         if recipe is None or options is None:
@@ -203,7 +215,25 @@ class _Loading:
         def locate(places: Sequence[Where], message: str) -> RecipeError:
             return self._problems.located(places, message, variant.at)
 
-        return Build(variant.name, recipe, folder, options, locate)
+        return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
+
+    def _options_of(self, data: Mapping[str, Json]) -> type[BaseModel] | None:
+        """The model of the ``quantize`` section of a recipe's ``data``; None where its backend is
+        not known."""
+        named = data.get("backend", BACKEND)
+        known = isinstance(named, str) and named in self._options
+        return self._options[named] if known else None
+
+    def _note_empty(self, data: Mapping[str, Json], variant: Where = ()) -> set[Where]:
+        """Where a recipe's ``data`` has keys without values. What a variant inherits is said
+        once."""
+        found = dict(empty.places(data, Recipe))
+        if options := self._options_of(data):
+            inner = empty.places(data.get("quantize"), options)
+            found |= {("quantize", *where): words for where, words in inner}
+        for where in found.keys() - self._empty:
+            self._problems.note(where, found[where], variant=variant)
+        return set(found)
 
     def _look_at_paths(self, recipe: Recipe, folder: Path, variant: Where) -> None:
         """What no machine could have at a path is said where the path stands; that it is missing
@@ -213,7 +243,16 @@ class _Loading:
             if odd := user_paths.oddity(path, text):
                 self._problems.note(where, f"`{shorten(text)}` {odd}", variant=variant)
 
-    def _validate(self, model: type[BaseModel], data: Json, prefix: Where, variant: Where) -> Json:
+    def _validate(
+        self,
+        model: type[BaseModel],
+        data: Json,
+        prefix: Where,
+        *,
+        variant: Where,
+        without: Collection[Where],
+    ) -> Json:
+        """``data`` as ``model``; what follows from places ``without`` a value is not said again."""
         try:
             # JSON's strict mode is the one we want: a list may become a tuple, "12" no number.
             return model.model_validate_json(json.dumps(data), strict=True)
@@ -221,7 +260,9 @@ class _Loading:
             for where, message, key in complaints(error, model):
                 if self._problems.enough:
                     break
-                self._problems.note((*prefix, *where), message, key=key, variant=variant)
+                at = (*prefix, *where)
+                if key or not any(place[: len(at)] == at for place in without):
+                    self._problems.note(at, message, key=key, variant=variant)
         return None
 
 

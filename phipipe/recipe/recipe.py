@@ -12,7 +12,7 @@ from phipipe.files import file_names
 from phipipe.recipe.complaints import At
 from phipipe.recipe.learned import Weights
 from phipipe.recipe.source import COMMIT, REPO, Source
-from phipipe.recipe.strict import Model, Sparse, exactly_one
+from phipipe.recipe.strict import Model, exactly_one
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
 from phipipe.suggestions import shorten
@@ -49,7 +49,7 @@ class Dataset(Model):
         return self
 
 
-class Text(Sparse):
+class Text(Model):
     """A text: one of these."""
 
     builtin: Literal["stories"] | None = Field(None, description="A text that phipipe carries.")
@@ -64,7 +64,7 @@ class Text(Sparse):
         return self
 
 
-class Calibrate(Sparse):
+class Calibrate(Model):
     """What data-aware quantization learns from (`phipipe backends NAME` says which options do)."""
 
     text: Text | None = Field(
@@ -83,7 +83,7 @@ class Calibrate(Sparse):
         return self
 
 
-class Gate(Sparse):
+class Gate(Model):
     """Limits of one metric; the build fails outside of them."""
 
     min: float | None = Field(None, description="The lowest value that passes.")
@@ -98,7 +98,7 @@ class Gate(Sparse):
         return self
 
 
-class Prompts(Sparse):
+class Prompts(Model):
     """Chats to answer: one of these."""
 
     builtin: Literal["chats"] | None = Field(None, description="Prompts that phipipe carries.")
@@ -115,7 +115,7 @@ class Prompts(Sparse):
         return self
 
 
-class Generate(Sparse):
+class Generate(Model):
     """Prompts that the original and the build answer, greedily. `{}` takes all defaults."""
 
     prompts: Prompts = Field(Prompts(builtin="chats"), description="What is asked.")
@@ -171,13 +171,6 @@ class Evaluate(Model):
         "in the metric's unit; "
         "`phipipe batch` keeps that package as `latest` otherwise.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _asks(cls, data: Json) -> Json:
-        if isinstance(data, dict) and data.get("generate", {}) is None:
-            raise At("generate", "`generate` has no value; `generate: {}` takes all defaults")
-        return data
 
     @model_validator(mode="after")
     def _fits(self) -> Evaluate:

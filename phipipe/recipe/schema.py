@@ -34,8 +34,8 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     schema: Schema = Recipe.model_json_schema()
     definitions: Schema = schema["$defs"]
     for name, one in definitions.items():
-        _add_none(one, name)
-    _add_none(schema)
+        _say_absence(one, name)
+    _say_absence(schema)
     fields: Schema = schema["properties"]
     _sharpen(definitions)
     fields["backend"]["enum"] = sorted(options)
@@ -48,9 +48,9 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     for name, model in sorted(options.items()):
         section = model.model_json_schema()
         for inner, one in section.pop("$defs", {}).items():
-            _add_none(one, inner)
+            _say_absence(one, inner)
             definitions[inner] = one
-        _add_none(section)
+        _say_absence(section)
         definitions[f"quantize-{name}"] = section
     fields["matrix"] = _matrix(fields, sorted(options))
     schema["allOf"] = [_rule(name) for name in sorted(options)]
@@ -77,11 +77,6 @@ def _sharpen(definitions: Schema) -> None:
         definitions[name]["properties"]["file"] |= {"pattern": GGUF, "maxLength": MAX_FILE}
     definitions["Source"]["dependentRequired"] |= {"adapter": ["base"], "base": ["adapter"]}
     definitions["Gate"]["anyOf"] = [{"required": ["min"]}, {"required": ["max"]}]
-    for name in (*CHOICES, "Gate"):
-        properties = definitions[name]["properties"]
-        definitions[name]["properties"] = {
-            key: _not_null(value) for key, value in properties.items()
-        }
     # A path inside a data set: no `..`, `.` or empty part, no backslash.
     definitions["Dataset"]["properties"]["file"] |= {
         "pattern": r"^[^/\\]+(/[^/\\]+)*$",
@@ -147,25 +142,33 @@ def _rule(backend: str) -> Schema:
     }
 
 
-def _not_null(value: Schema) -> Schema:
-    """Absent, or a value: a recipe has no use for null."""
-    kept = [choice for choice in value.get("anyOf", ()) if choice.get("type") != "null"]
-    rest = {key: inner for key, inner in value.items() if key not in ("anyOf", "default")}
-    return {**rest, **kept[0]} if len(kept) == 1 else {**rest, "anyOf": kept} if kept else value
-
-
-def _add_none(section: Schema, name: str = "") -> None:
-    """Let the properties of ``section``, the model ``name``, be `none` where ``absent`` takes that
-    for their absence."""
-    if name in absent.CHOICES:
-        return
+def _say_absence(section: Schema, name: str = "") -> None:
+    """Let no property of ``section``, the model ``name``, be null, since a key without a value is
+    refused (``empty``), and let it be `none` where ``absent`` takes that for its absence."""
     for key, value in section["properties"].items():
-        inner = value.get("additionalProperties")
-        holds_entries = value.get("default") == {} and inner is not None
+        kept = _not_null(value)
+        inner = kept.get("additionalProperties")
+        takes_none = name not in absent.CHOICES
+        holds_entries = takes_none and kept.get("default") == {} and inner is not None
         if holds_entries and isinstance(inner, dict):
-            value["additionalProperties"] = _or_none(inner)
-        if holds_entries or key == absent.WHOLE or value.get("default", key) is None:
-            section["properties"][key] = _or_none(value)
+            kept["additionalProperties"] = _or_none(inner)
+        optional = holds_entries or key == absent.WHOLE or value.get("default", key) is None
+        section["properties"][key] = _or_none(kept) if takes_none and optional else kept
+
+
+def _not_null(value: Schema) -> Schema:
+    """``value`` without null, in its default neither: editors write defaults out."""
+    rest = dict(value)
+    if (default := _filled(rest.pop("default", None))) is not None:
+        rest["default"] = default
+    kept = [choice for choice in rest.pop("anyOf", ()) if choice.get("type") != "null"]
+    return {**rest, **kept[0]} if len(kept) == 1 else {**rest, "anyOf": kept} if kept else rest
+
+
+def _filled(default: Json) -> Json:
+    if not isinstance(default, dict):
+        return default
+    return {key: _filled(inner) for key, inner in default.items() if inner is not None}
 
 
 def _or_none(value: Schema) -> Schema:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from phipipe.recipe.complaints import At
-from phipipe.recipe.strict import Sparse, exactly_one
+from phipipe.recipe.strict import Model, exactly_one
 from phipipe.suggestions import shorten
 
 COMMIT = r"^[0-9a-f]{40}$"
@@ -49,7 +49,7 @@ def _check_file(repo: str | None, file: str | None) -> None:
         raise At("file", f"`{shorten(file)}` is no path inside a repository, such as `Q8_0.gguf`")
 
 
-class Adapter(Sparse):
+class Adapter(Model):
     """A LoRA adapter in PEFT's layout: one of a hub repository at a commit, or a local folder."""
 
     repo: str | None = Field(None, pattern=REPO, description="OWNER/NAME on the Hugging Face hub.")
@@ -67,7 +67,7 @@ class Adapter(Sparse):
         return self
 
 
-class Base(Sparse):
+class Base(Model):
     """The model that an adapter was trained on: one of a hub repository at a commit, a local
     folder, or an embedded model."""
 
@@ -89,7 +89,7 @@ class Base(Sparse):
         return self
 
 
-class Source(Sparse):
+class Source(Model):
     """The original model: one of a hub repository at a commit, a local folder, an embedded model,
     or a base with an adapter that is merged into it."""
 

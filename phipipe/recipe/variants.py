@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from phipipe.recipe import patterns
 from phipipe.steps import Json
 
 VARIANT_KEYS = (
@@ -25,12 +26,15 @@ def lay(base: Mapping[str, Json], variant: Mapping[str, Json]) -> dict[str, Json
 
 def merge(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
     """Maps within maps are merged; ``text``, ``adapter`` and ``prompts`` are choices of one, so
-    they are replaced."""
+    they are replaced. Patterns of ``over`` come before those of ``base``."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and key not in CHOICES:
-            merged[key] = merge(old, value)
+            inner = merge(old, value)
+            if key == patterns.MAP:
+                inner = patterns.laid(old, {name: inner[name] for name in value})
+            merged[key] = inner
         else:
             merged[key] = value
     return merged

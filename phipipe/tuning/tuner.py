@@ -68,7 +68,7 @@ class Tuner:
         self._scope = tuning.scope(build, self._job)
         self._limit = aim.limit_bytes(self._plan.whole.parameters)
         self._gate = self._kld_gate() if aim.by_gates else math.inf
-        self._check_reachable(self._scope.smallest_bytes)
+        self._check_reachable(self._scope.smallest_bytes, self._scope.beside_bytes)
         self._sensing = tuning.sensing(self._plan, self._job, self._scope)
         self._trials: list[Trial] = []
 
@@ -245,15 +245,18 @@ class Tuner:
             raise problem_at(self._build, ("evaluate", "gates"), message, hint, ("evaluate",))
         return gate.max
 
-    def _check_reachable(self, smallest_bytes: int) -> None:
-        """Refuse a size that no choice of widths gets to."""
-        if self._limit is not None and not self._aim.as_today and smallest_bytes > self._limit:
-            raise TargetError(
-                f"{self._build.name}: no choice of widths gets below {smallest_bytes:,} bytes "
-                f"({human(smallest_bytes)}), and {self._limit:,} were asked for",
-                hint=f"give {self._least(smallest_bytes)}, or take another backend or a smaller "
-                "model",
-            )
+    def _check_reachable(self, smallest_bytes: int, beside_bytes: int = 0) -> None:
+        """Refuse a size that no choice of widths gets to: no file that was built, or no weights
+        alone, with ``beside_bytes`` at most in their file beside them."""
+        if self._limit is None or self._aim.as_today or smallest_bytes <= self._limit:
+            return
+        what = "the weights alone take" if beside_bytes else "the file has"
+        raise TargetError(
+            f"{self._build.name}: no choice of widths gets below {smallest_bytes:,} bytes "
+            f"({human(smallest_bytes)}), which {what}, and {self._limit:,} were asked for",
+            hint=f"give {self._least(smallest_bytes + beside_bytes)}, or take another backend or a "
+            "smaller model",
+        )
 
     def _least(self, size_bytes: int) -> str:
         return self._aim.least(size_bytes, self._plan.whole.parameters)

@@ -3,6 +3,7 @@ short; and its place in plans."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from testing.drive import facts_of, section
 from testing.plans import planned
 
 from phipipe.algorithms import learned
-from phipipe.recipe.learned import Weights
+from phipipe.package import learning
+from phipipe.recipe.learned import Learning, Weights
 
 DRIVER = Path(__file__).parent / "distil_driver.py"
 PLAIN = ("backend=llamacpp", "precision=int4", "quantize={}")
@@ -138,16 +140,35 @@ def test_only_learned_weights_are_distilled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "words"),
+    ("learn", "distilled", "words"),
     [
-        ({}, ""),
-        ({"learn": "round"}, ", rounded once for all runtimes"),
-        ({"learn": "gptq"}, ", learned once for all runtimes (gptq)"),
-        (
-            {"learn": "round", "distil": True},
-            ", learned once for all runtimes (round, distilled)",
-        ),
+        (None, None, ""),
+        ("round", None, ", rounded once for all runtimes"),
+        ("gptq", None, ", learned once for all runtimes (gptq)"),
+        ("round", True, ", learned once for all runtimes (round, distilled)"),
+        ("gptq", False, ", learned once for all runtimes (gptq, distilled without a gain)"),
     ],
 )
-def test_a_scheme_says_how_weights_were_learned(weights: dict[str, Any], words: str) -> None:
-    assert learned.words(Weights(**weights)) == words
+def test_a_scheme_says_how_weights_were_learned(
+    learn: Learning | None, distilled: bool | None, words: str
+) -> None:
+    assert learned.words(learn, distilled=distilled) == words
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [(0.02, "(gptq, distilled)"), (0.03, "(gptq, distilled without a gain)")],
+)
+def test_a_package_is_called_distilled_only_where_scales_were_better(
+    tmp_path: Path, after: float, words: str
+) -> None:
+    told = {"learn": "gptq", "distil": {"before": 0.03, "after": after}, "weights_digest": "d"}
+    (tmp_path / learned.INDEX).write_text(json.dumps(told), "utf-8")
+    sets = ("backend=llamacpp", "precision=int4", "quantize={}")
+    plan = planned(*sets, "weights={learn: gptq, distil: true}")
+    (package,) = (step for step in plan.steps if step.name == "package")
+    weights = learning.told(tmp_path)
+    assert weights == {"learn": "gptq", "distil": told["distil"], "digest": "d"}
+    assert learning.scheme(package.params, weights).endswith(words)
+    plain = {"scheme": "Q4_0"}
+    assert learning.scheme(plain, None) == learning.scheme(plain, {"digest": "d"}) == "Q4_0"

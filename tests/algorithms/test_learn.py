@@ -184,6 +184,26 @@ def test_signround_plans_for_the_whole_model_and_says_so_of_a_large_one(
     assert [advice.rule for advice in plan.warnings] == ["A04"]
 
 
+def test_signround_without_a_matrix_to_learn_is_what_is_done_instead() -> None:
+    sets = ("backend=llamacpp", "precision=int4")
+    plans = [
+        planned(
+            *sets, f"quantize={{map: {{'{pattern}': {{bits: 8}}}}}}", f"weights={{learn: {how}}}"
+        )
+        for pattern, how in (
+            ("layers.*", "signround"),
+            ("layers.*", "search"),
+            ("layers.[!1]*", "signround"),
+        )
+    ]
+    learning = [step for plan in plans for step in plan.steps if step.name == "weights"]
+    assert learning[0] == learning[1]
+    assert learning[2].params["learn"] == "signround"
+    schemes = [step.params["scheme"] for plan in plans for step in plan.steps if step.provenance]
+    assert ["(search)" in scheme for scheme in schemes] == [True, True, False]
+    assert [[one.rule for one in plan.warnings] for plan in plans] == [["A05"], [], []]
+
+
 def test_iterations_are_signrounds_alone() -> None:
     assert Weights(learn="signround", iterations=50).iterations == 50
     with pytest.raises(ValidationError, match="learn: signround"):

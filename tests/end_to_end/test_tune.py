@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from testing.shell import Run
 
 from phipipe.package import package
+from phipipe.tuning.aims import size_of
 
 RECIPE = """\
 name: small
@@ -55,6 +57,15 @@ def test_a_tuned_recipe_builds_what_was_promised(
     code, _, err = run("tune", recipe, "--no-answers", "--write", target)
     assert code == 2
     assert "is there already" in err
+
+    code, _, err = run(
+        "tune", recipe, "--no-answers", "--size", "1KiB", "--write", tmp_path / "x.yaml"
+    )
+    assert code == 3
+    offered = re.search(r"give --size (\S+),", err)
+    assert offered, err
+    (smallest,) = (one["size_bytes"] for one in told["files"] if one["what"] == "smallest")
+    assert smallest <= size_of(offered[1])
 
 
 def check(told: dict[str, Any]) -> None:

@@ -103,6 +103,10 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "A02": ({"smooth": "awq", "precision": "fp32"}, {"smooth": "awq", "precision": "int8"}),
     "A03": ({"smooth": "awq", "rotate": "quarot"}, {"rotate": "quarot"}),
     "A04": ({"learn": "signround"}, {"learn": "signround", "parameters": 10**9}),
+    "A05": (
+        {"learn": "signround", "map": {"*": EIGHT}},
+        {"learn": "signround", "map": {"layers.[!0]*": EIGHT, "*d*": EIGHT}},
+    ),
     "D02": (MINI, {**MINI, "mixed": "layers"}),
     "O09": ({"algorithm": "k_quant"}, {"algorithm": "k_quant", "symmetric": False}),
     "O14": ({"precision": "fp32", "model_fields_set": {"mixed"}}, {"precision": "fp32"}),

@@ -22,6 +22,7 @@ from phipipe.execution.nodes import graph
 from phipipe.hub import take as hub
 from phipipe.planning import preparation
 from phipipe.planning.plan import Plan
+from phipipe.planning.plans import planned as made_from
 from phipipe.recipe import device, loading
 from phipipe.settings import Settings
 from phipipe.steps import Outside, Step
@@ -232,6 +233,42 @@ def test_a_model_of_ones_own_needs_a_calibration_text_of_ones_own(tmp_path: Path
     assert planned(source, given, *NEEDS_CALIBRATION)
     with pytest.raises(SourceError, match="does not exist"):
         planned(source, "calibrate.text={file: nowhere.txt}", *NEEDS_CALIBRATION)
+
+
+WINDOWED = """\
+name: x
+source: {builtin: tiny-phi3}
+device: intel-cpu
+backend: openvino
+precision: int4
+quantize: {awq: AWQ}
+evaluate: {tokens: 4096, window: EVALUATED}
+calibrate: {tokens: 4096, window: LEARNED}
+"""
+
+
+@pytest.mark.parametrize(
+    ("learns", "evaluated", "learned", "words"),
+    [
+        (True, 2048, 2048, None),
+        (True, 2049, 64, "7:34: `evaluate.window: 2049` is longer than the 2,048 tokens"),
+        (True, 64, 4096, "8:35: `calibrate.window: 4096` is longer than the 2,048 tokens"),
+        (False, 64, 4096, None),  # nothing learns from it
+    ],
+)
+def test_a_window_that_the_model_cannot_read_is_refused(
+    tmp_path: Path, learns: bool, evaluated: int, learned: int, words: str | None
+) -> None:
+    text = WINDOWED.replace("AWQ", str(learns).lower()).replace("EVALUATED", str(evaluated))
+    (tmp_path / "r.yaml").write_text(text.replace("LEARNED", str(learned)), "utf-8")
+    if words is None:
+        assert made_from(tmp_path / "r.yaml")
+        return
+    with pytest.raises(TargetError) as caught:
+        made_from(tmp_path / "r.yaml")
+    assert f"r.yaml:{words}" in caught.value.message
+    key = "evaluate" if evaluated > 2048 else "calibrate"
+    assert caught.value.hint == f"`--set {key}.window=2048`, or less"
 
 
 @pytest.mark.parametrize(

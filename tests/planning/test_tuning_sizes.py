@@ -61,3 +61,36 @@ def test_the_bytes_of_every_choice_are_the_plans(backend: str, weights: str) -> 
             changed = {**base, **dict.fromkeys(group.matrices, stored)}
             found = planned_bytes(job, changed) - scope.base_bytes
             assert found == group.size_bytes[label], (name, label)
+
+
+# Bytes of the smallest file of the embedded model, as each toolchain wrote it once.
+SMALLEST = {
+    "litert": 3_304_507,
+    "onnxruntime": 3_461_633,
+    "openvino": 3_445_259,
+    "llamacpp": 2_262_245,
+    "mlx": 1_671_285,
+    "torch": 3_702_289,
+    "qnn": 6_229_076,
+}
+
+
+@pytest.mark.parametrize("backend", STORING)
+def test_what_a_file_may_take_beside_its_weights_is_enough(backend: str) -> None:
+    build = build_of(backend, "{}")
+    plan = preparation.prepare(build, elsewhere=True)
+    scope = tuning.scope(build, preparation.job_of(build, plan.whole))
+    assert scope.smallest_bytes < SMALLEST[backend] <= scope.smallest_bytes + scope.beside_bytes
+
+
+def test_a_graph_with_tables_grows_with_the_context() -> None:
+    found = {}
+    for backend in ("onnxruntime", "openvino"):
+        build = build_of(backend, "{}")
+        whole = preparation.prepare(build, elsewhere=True).whole
+        for context in (2048, 131_072):
+            job = preparation.job_of(build, replace(whole, context_length=context))
+            found[backend, context] = tuning.scope(build, job).beside_bytes
+    more = 2 * 4 * (131_072 - 2048) * whole.head_size // 2
+    assert found["onnxruntime", 131_072] - found["onnxruntime", 2048] == more
+    assert found["openvino", 131_072] == found["openvino", 2048]

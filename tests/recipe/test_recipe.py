@@ -415,7 +415,7 @@ def test_a_problem_of_the_rest_is_reported_once_and_one_of_a_variant_in_it(tmp_p
             "{backend: llamacpp, quantize: {ctk: 16}}",
             "unknown key `ctk`; known here: map, type",
         ),
-        ("{precision: }", "no value here; it is one of int4, int8, fp16, fp32"),
+        ("{precision: }", "`precision` has no value; it is one of int4, int8, fp16, fp32"),
     ],
 )
 def test_a_variant_is_checked_like_the_rest(tmp_path: Path, entry: str, words: str) -> None:
@@ -504,7 +504,7 @@ def test_target_errors_point_at_the_value_wherever_it_was_said(tmp_path: Path) -
             "--set evaluate={tokens: 300, window: 400}: `window` (400)",
         ),
         (["evaluate.window=8000"], "--set evaluate.window=8000: `window` (8000) is longer"),
-        (["evaluate.tokens="], "--set evaluate.tokens=: expected a whole number, got nothing"),
+        (["evaluate.tokens="], "--set evaluate.tokens=: `tokens` has no value; write one"),
         (["=3"], "KEY=VALUE"),
         (["a..b=3"], "KEY=VALUE"),
         (["tags=*x"], "--set tags=*x: an alias"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from phipipe.planning.plan import Plan
 from phipipe.recipe import document, loading
 from phipipe.recipe.build import Build
 from phipipe.store.records import Stored
-from phipipe.tuning.aims import Aim
+from phipipe.tuning.aims import Aim, asked
 from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST
 from phipipe.tuning.tuner import Tuner
 
@@ -182,6 +183,19 @@ def test_a_size_that_no_choice_reaches_is_refused_before_a_step(tmp_path: Path) 
     with pytest.raises(TargetError, match=r"no choice of widths gets below \d"):
         Tuner(build_of("openvino"), world.attempt, Aim(size_bytes=1000), 4).run(answers=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "llamacpp", "litert"])
+def test_the_size_that_is_offered_can_be_built(tmp_path: Path, backend: str) -> None:
+    build = build_of(backend)
+    with pytest.raises(TargetError) as caught:
+        Tuner(build, World(tmp_path).attempt, Aim(size_bytes=1000), 4)
+    offered = re.search(r"--size (\S+),", caught.value.hint or "")
+    assert offered
+    aim = asked(offered[1], None, gates=False, builds=4)
+    found = Tuner(build, World(tmp_path).attempt, aim, 4).run(answers=False)
+    assert found.limit_bytes is not None
+    assert found.best.size_bytes <= found.limit_bytes
 
 
 def test_a_backend_without_widths_says_which_have_some(

@@ -269,6 +269,7 @@ FACE = Backend(
     "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",
     advice=ADVICE,
     stores=STORES,
+    tables=True,
     weight_bits=lambda job, name, stored, columns: weight_bits(
         stored, job.options, _float_bytes(job)
     ),
