@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from phipipe.api.measurements import Measurement as Measurement
     from phipipe.api.packages import Conversation as Conversation
     from phipipe.api.packages import Package as Package
-    from phipipe.api.packages import verify as verify
     from phipipe.api.plans import Plan as Plan
     from phipipe.api.plans import PlannedBuild as PlannedBuild
     from phipipe.api.plans import plan as plan
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
     from phipipe.api.results import Result as Result
     from phipipe.api.results import Results as Results
     from phipipe.api.runs import run as run
+    from phipipe.api.signatures import Trust as Trust
+    from phipipe.api.signatures import sign as sign
+    from phipipe.api.signatures import verify as verify
     from phipipe.api.tuning import Tuning as Tuning
     from phipipe.api.tuning import tune as tune
     from phipipe.batch.selection import Wanted as Wanted
@@ -56,8 +58,9 @@ _HOMES = {
     "phipipe.api.runs": ("run",),
     "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
-    "phipipe.api.packages": ("Conversation", "Package", "verify"),
+    "phipipe.api.packages": ("Conversation", "Package"),
     "phipipe.api.measurements": ("ImportedSpeeds", "Measurement"),
+    "phipipe.api.signatures": ("Trust", "sign", "verify"),
     "phipipe.api.figures": ("Figures",),
     "phipipe.api.boards": ("Board",),
     "phipipe.api.batches": ("Batch", "Wanted", "run_batch"),

@@ -64,6 +64,7 @@ ROWS = (
     ("backends/<name>",),
     ("evaluate",),
     ("planning", "package"),
+    ("signing",),
     ("execution",),
     ("chat", "board"),
     ("batch", "cluster", "tuning"),

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from phipipe.api import pages
+from phipipe.api import pages, workplace
 from phipipe.api.measurements import ImportedSpeeds, Measurement
 from phipipe.api.packages import Package
 from phipipe.api.results import Result, Results
-from phipipe.api.workplace import UserPath, path_of
+from phipipe.api.workplace import Note, UserPath, path_of
 from phipipe.board import board, file, gathering, text
 from phipipe.board.candidates import Answer
 from phipipe.board.entry import Entry
@@ -39,9 +39,13 @@ class Board:
         entries: the builds with all that was measured, failed ones last.
     """
 
-    def __init__(self, *items: Item) -> None:
+    def __init__(self, *items: Item, on_note: Note = workplace.warned) -> None:
         """Put ``items`` side by side: packages, results of runs, measurements, other boards, and
         paths (of packages, of ``board.json``, of folders that hold one or are full of packages).
+
+        Args:
+            items: what stands side by side.
+            on_note: gets what is doubtful about a package; without it, it is a warning of Python's.
 
         Raises:
             SourceError: a path is none of these, a package was changed, or the builds do not
@@ -49,7 +53,7 @@ class Board:
         """
         if not items:
             raise SourceError("a board needs builds", hint="phipipe.Board('packages')")
-        every = gathering.joined(entry for item in items for entry in _entries(item))
+        every = gathering.joined(entry for item in items for entry in _entries(item, on_note))
         board.check_comparable(every)
         self.entries: tuple[Entry, ...] = tuple(board.ranked(every))
 
@@ -110,18 +114,18 @@ class Board:
         return lines + pages.table(head, map(_row, self.entries))
 
 
-def _entries(item: Item) -> Iterable[Entry]:
+def _entries(item: Item, note: Note) -> Iterable[Entry]:
     if isinstance(item, Board):
         return item.entries
     if isinstance(item, Results):
-        return [entry for result in item for entry in _entries(result)]
+        return [entry for result in item for entry in _entries(result, note)]
     if isinstance(item, Measurement | ImportedSpeeds):
         return [item.entry]
     if isinstance(item, Result):
         return gathering.of_outcomes([item.outcome])
     if isinstance(item, Package):
-        return gathering.of_paths([item.path])
-    return gathering.of_paths([path_of(item, Kind.EITHER, "a path", SourceError)])
+        return gathering.of_paths([item.path], note)
+    return gathering.of_paths([path_of(item, Kind.EITHER, "a path", SourceError)], note)
 
 
 def _row(entry: Entry) -> list[str]:

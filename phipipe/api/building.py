@@ -28,6 +28,7 @@ from phipipe.files.user_paths import Kind
 from phipipe.package import places
 from phipipe.planning import plans as planner
 from phipipe.planning.plan import Plan
+from phipipe.signing import recipe_key
 from phipipe.store import exports, free_space, refusals
 
 Audience = Callable[[Sequence[Plan]], AbstractContextManager[Listener]]
@@ -78,8 +79,11 @@ def check_room(plans: Sequence[Plan], place: Workplace, where: Where, note: Note
 
     Raises:
         StepKilled, StoreError: too little memory or disk, or a package cannot go where it has to.
+        SourceError: what is to sign a package cannot be had.
     """
     if where.out is not None:
+        if unsigned := recipe_key.missing([plan.build for plan in plans]):
+            raise unsigned
         places.refuse_inside(where.out)
         with refusals.guard(where.out, remedy=free_space.KEEP_OUT):
             for plan in plans:

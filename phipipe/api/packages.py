@@ -22,6 +22,7 @@ from phipipe.package import package as packages
 from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
+from phipipe.signing import opening
 from phipipe.steps import Json
 from phipipe.visible import visible
 from phipipe.words import counted, human
@@ -55,14 +56,16 @@ class Package:
     def open(cls, path: UserPath) -> Package:
         """Open the package in the folder ``path``.
 
-        Every file's size and SHA-256 is checked, and that nothing in it runs or loads code. Of a
-        batch's folder of versions it is the one that was accepted last.
+        Every file's size and SHA-256 is checked, that nothing in it runs or loads code, and the
+        signature as the trust file of your settings demands. Of a batch's folder of versions it is
+        the one that was accepted last.
 
         Raises:
-            SourceError: it is no package, was changed, or holds what phipipe never packages.
+            SourceError: it is no package, was changed, holds what phipipe never packages, or must
+                not be trusted.
         """
-        folder = _folder(path)
-        return cls(folder, packages.open_(folder))
+        folder = folder_of(path)
+        return cls(folder, opening.open_(folder, workplace.warned))
 
     @property
     def figures(self) -> Figures:
@@ -166,6 +169,7 @@ class Package:
         plan = finished.plan_evaluation(
             self.path,
             place.store,
+            listener.note,
             text=_file(text, "the text"),
             tokens=tokens,
             source=None if source is None else _source(source),
@@ -188,7 +192,7 @@ class Package:
         """
         listener = Telling(on_progress)
         place = workplace.of_user(listener.note)
-        plan = finished.plan_measurement(self.path)
+        plan = finished.plan_measurement(self.path, listener.note)
         (outcome,) = building.attempt("measure", [plan], place, listener.audience, Where())
         return Measurement(self.path, outcome).check()
 
@@ -223,19 +227,12 @@ class Package:
         return head + self.figures._repr_html_() + pages.paragraph(str(self.path))
 
 
-def verify(path: UserPath) -> list[Finding]:
-    """Everything by which the folder ``path`` differs from what was packaged, or that phipipe
-    never packages; often nothing.
-
-    Nothing in it is run. Each finding has ``path`` and ``message``.
+def folder_of(path: UserPath) -> Path:
+    """The folder of the package at ``path``; of a batch's versions the one accepted last.
 
     Raises:
-        SourceError: there is no such folder, or a newer phipipe made the package.
+        SourceError: there can be none.
     """
-    return packages.verify(_folder(path))
-
-
-def _folder(path: UserPath) -> Path:
     return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
 
 

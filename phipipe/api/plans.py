@@ -17,6 +17,7 @@ from phipipe.execution.outlook import Outlook
 from phipipe.execution.results import Forecast
 from phipipe.output import documents
 from phipipe.planning import plan as planning
+from phipipe.signing import recipe_key
 from phipipe.steps import Json
 from phipipe.visible import visible
 from phipipe.words import counted
@@ -173,6 +174,8 @@ def foresee(
     """What doing ``plans`` would mean: what is cached, and whether this machine can do it, or
     those of the scheduler ``on``."""
     outlooks = outlook.foreseen(plans, Bench(place.store, place.settings, note))
+    if unsigned := recipe_key.missing([plan.build for plan in plans]):
+        return Plan(outlooks, unsigned, refused=True)
     if on is None:
         doubt = preflight.refusal(plans, place.store, place.settings, Path(PACKAGES))
         return Plan(outlooks, doubt, refused=place.settings.preflight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,6 +25,11 @@ Names = str | Sequence[str]
 
 def silent(line: str) -> None:
     """Nobody listens to notes."""
+
+
+def warned(line: str) -> None:
+    """Who opens a package from Python hears of what is doubtful by Python's own means."""
+    warnings.warn(line.removeprefix("warning: "), stacklevel=2)
 
 
 class Workplace(NamedTuple):

@@ -30,6 +30,7 @@ from phipipe.package import manifest, places
 from phipipe.planning import preparation
 from phipipe.planning.plans import ReadOnce
 from phipipe.settings import Settings
+from phipipe.signing import recipe_key
 from phipipe.store import claims, free_space, refusals
 from phipipe.store.store import Store
 
@@ -69,6 +70,7 @@ def prepare(items: Sequence[Item], out: Path | None, *, elsewhere: bool = False)
         try:
             if out is not None:
                 _check_place(item.name, out)
+                recipe_key.of_build(item.build)  # it signs what is built here
             item.plan = preparation.prepare(item.build, read, elsewhere=elsewhere)
         except PhipipeError as error:
             item.error = error

@@ -3,7 +3,7 @@ three files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from phipipe.board import board, file, html
@@ -14,6 +14,7 @@ from phipipe.errors import PhipipeError, SourceError
 from phipipe.execution.results import Outcome
 from phipipe.files.json_files import read_bytes
 from phipipe.package import package, places
+from phipipe.signing import opening
 from phipipe.store import claims, free_space, refusals
 
 NAME = "board.json"
@@ -37,15 +38,15 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Entry]:
     return entries
 
 
-def of_paths(paths: Sequence[Path]) -> list[Entry]:
+def of_paths(paths: Sequence[Path], note: Callable[[str], None]) -> list[Entry]:
     """Entries of packages, of boards (``board.json`` or a folder that holds one), and of folders
-    full of packages.
+    full of packages. ``note`` hears what is doubtful about a package.
 
     Raises:
         SourceError: a path is none of these, its content is damaged, or a package is not as it was
-            packaged.
+            packaged, or not signed as the user wants it.
     """
-    return joined(entry for path in paths for entry in _of_path(path))
+    return joined(entry for path in paths for entry in _of_path(path, note))
 
 
 def joined(entries: Iterable[Entry]) -> list[Entry]:
@@ -59,11 +60,11 @@ def joined(entries: Iterable[Entry]) -> list[Entry]:
     return [e for e in every if e.measured or (e.name, e.keys.get("gates")) not in own]
 
 
-def _of_path(path: Path) -> list[Entry]:
+def _of_path(path: Path, note: Callable[[str], None]) -> list[Entry]:
     if path.is_file():
         return _load(path)
     if (path / "manifest.json").is_file():
-        return [board_entry.from_manifest(package.open_(path))]
+        return [board_entry.from_manifest(opening.open_(path, note))]
     if (path / NAME).is_file():
         return _load(path / NAME)
     inside = sorted(p.parent for p in path.glob("*/manifest.json")) if path.is_dir() else []
@@ -72,7 +73,7 @@ def _of_path(path: Path) -> list[Entry]:
         raise SourceError(
             f"`{path}` {kind}", hint="name package folders, a board.json, or the folder of a run"
         )
-    return [board_entry.from_manifest(package.open_(folder)) for folder in inside]
+    return [board_entry.from_manifest(opening.open_(folder, note)) for folder in inside]
 
 
 def _load(path: Path) -> list[Entry]:

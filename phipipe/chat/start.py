@@ -8,8 +8,8 @@ from pathlib import Path
 from phipipe import backends
 from phipipe.chat import process
 from phipipe.chat.conversation import Conversation, clean
-from phipipe.package import package
 from phipipe.settings import Settings
+from phipipe.signing import opening
 from phipipe.steps import Json
 from phipipe.toolchains import environments
 from phipipe.toolchains.environments import Installed
@@ -66,7 +66,7 @@ def _opened(
     tokens: int,
 ) -> tuple[dict[str, Json], Installed]:
     """What a chat's process is asked for, and its toolchain, once the package has passed."""
-    manifest = package.open_(folder)
+    manifest = opening.open_(folder, note)
     name = backends.load(manifest.backend).toolchain
     installed = environments.ensure(name, settings, note)
     request = {

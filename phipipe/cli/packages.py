@@ -1,4 +1,4 @@
-"""The commands about finished packages: eval, measure, compare, verify, chat."""
+"""The commands about finished packages: eval, measure, compare, chat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from phipipe.cli.options import AS_JSON, PACKAGE, Count, UserPath
 from phipipe.cli.workplace import settings_of_user, store_of_user
 from phipipe.errors import SourceError
 from phipipe.files.user_paths import Kind
-from phipipe.words import counted
 
 
 @command("phipipe eval packages/quickstart --tokens 8192")
@@ -57,7 +56,7 @@ def eval_(
 
     place = store_of_user()
     planned = finished.plan_evaluation(
-        package, place.store, text=text, tokens=tokens, source=source, prompts=prompts, kv=kv
+        package, place.store, note, text=text, tokens=tokens, source=source, prompts=prompts, kv=kv
     )
     (outcome,) = attempt("eval", [planned], place)
     if outcome.error:
@@ -104,7 +103,7 @@ def measure(
     from phipipe.package import figures
 
     place = store_of_user()
-    planned = finished.plan_measurement(package)
+    planned = finished.plan_measurement(package, note)
     note(f"taking this machine for {planned.device.title}: {figures.host_words(host())}")
     (outcome,) = attempt("measure", [planned], place)
     if outcome.error:
@@ -165,38 +164,12 @@ def compare(paths: Sequence[Path], out: Path, as_json: bool) -> None:
     """Make one board of finished packages and runs: table, board.json, board.md and board.html."""
     from phipipe.api.boards import Board
 
-    board = Board(*paths)
+    board = Board(*paths, on_note=note)
     page = board.write(out)
     if as_json:
         answers.give_text(board.report())
     else:
         show_board(board.entries, page)
-
-
-@command("phipipe verify packages/quickstart")
-@PACKAGE
-@AS_JSON
-def verify(package: Path, as_json: bool) -> None:
-    """Check that a package is complete and unchanged, and that nothing in it runs or loads code.
-
-    Every file's size and SHA-256, nothing added; kinds of files, settings and headers that phipipe
-    writes, no others.
-    """
-    from phipipe.api import packages
-    from phipipe.output import documents
-
-    findings = [str(finding) for finding in packages.verify(package)]
-    if as_json:
-        answers.give(documents.Verified(package=str(package), ok=not findings, findings=findings))
-    for finding in () if as_json else findings:
-        echo(finding)
-    if findings:
-        raise SourceError(
-            f"`{package}` is not as phipipe packages it: {counted(len(findings), 'finding')}",
-            hint="do not open it; build it again, or ask for another copy",
-        )
-    if not as_json:
-        echo(f"{package}: complete and unchanged")
 
 
 @command("phipipe chat packages/quickstart --prompt 'Tell me a story.'")

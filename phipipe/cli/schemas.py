@@ -48,6 +48,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "measure": Board,
     "compare": Board,
     "verify": documents.Verified,
+    "sign": documents.Signed,
     "init": recipes.Started,
     "recipes": list[lists.ShippedRecipe],
     "recipes-ls": list[lists.ShippedRecipe],

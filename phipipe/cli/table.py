@@ -61,11 +61,12 @@ COMMANDS = {  # heading → commands, in the order a user meets them
             "Measure a package on the device it is for, which this machine must be: fidelity, "
             "speed, memory.",
         ),
+        Row("sign", "signing:sign", "Sign a package with a key, a certificate or an identity."),
         Row(
             "verify",
-            "packages:verify",
-            "Check that a package is complete and unchanged, and that nothing in it runs or "
-            "loads code.",
+            "signing:verify",
+            "Check that a package is complete and unchanged, that nothing in it runs or loads "
+            "code, and who signed it.",
         ),
     ),
     "Recipes": (

@@ -8,8 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from phipipe.errors import PhipipeError
+from phipipe.evaluate import papers
 from phipipe.execution.aside import Aside
 from phipipe.execution.results import Result
+from phipipe.recipe.build import Build
+from phipipe.signing.recipe_key import Finish
+from phipipe.store.exports import Extra
+from phipipe.store.records import Stored
 from phipipe.store.store import Store
 
 AT_ONCE = 4  # more would only wait for the disk
@@ -34,12 +39,13 @@ class Deliveries:
     def add(
         self,
         build: int,
+        what: Build,
         package: Result,
         target: Path,
         then: Callable[[int, Path, bool | PhipipeError], None],
     ) -> None:
-        """Copy the ``package`` of ``build`` to ``target`` when its turn comes; ``then`` hears of
-        the end."""
+        """Copy the ``package`` of ``build`` to ``target`` when its turn comes, signed as the recipe
+        of ``what`` it is wants it; ``then`` hears of the end."""
         self._under_way.add(build)
 
         def end(result: bool | PhipipeError) -> None:
@@ -47,7 +53,8 @@ class Deliveries:
             self._under_way.discard(build)
             then(build, target, result)
 
-        copy = partial(self._store.materialise, package.stored, target)
+        finish = Finish(what) if what.recipe.package.sign else None
+        copy = partial(_deliver, self._store, package.stored, target, finish)
         self._waiting.append(partial(self._aside.start, copy, end))
 
     def start(self) -> None:
@@ -55,3 +62,19 @@ class Deliveries:
         while self._waiting and self._copying < AT_ONCE:
             self._copying += 1
             self._waiting.popleft()()
+
+
+def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None) -> bool:
+    """Whether ``target`` had to be written. A signature of the same content stays, whoever made
+    it, unless ``finish`` makes another."""
+    digests = {str(output["path"]): str(output["sha256"]) for output in stored.outputs}
+
+    def complete(folder: Path) -> None:
+        if finish is not None:
+            finish(folder, True, digests)
+
+    beside = (papers.SIGNATURE,)
+    changed = store.materialise(stored, target, Extra(beside=beside, finish=complete))
+    if finish is not None and not changed:
+        finish(target, False, digests)
+    return changed

@@ -272,7 +272,7 @@ class _Run:
             return
         package = self._todo.result(self._names[build]["package"])
         target = self._manner.place(self._manner.out, plan.build.name, package.stored.digest)
-        self._deliveries.add(build, package, target, self._delivered)
+        self._deliveries.add(build, plan.build, package, target, self._delivered)
 
     def _delivered(self, build: int, target: Path, result: bool | PhipipeError) -> None:
         outcome = self._outcomes[build]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from phipipe.recipe import device
 from phipipe.recipe.build import Build
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Generate, Prompts, Recipe, Text, recorded
+from phipipe.signing import opening
 from phipipe.steps import Outside, Step
 from phipipe.store.store import Store
 from phipipe.vision import kinds
@@ -34,6 +36,7 @@ from phipipe.vision import kinds
 def plan_evaluation(
     folder: Path,
     store: Store,
+    note: Callable[[str], None],
     *,
     text: Path | None,
     tokens: int | None,
@@ -42,13 +45,14 @@ def plan_evaluation(
     kv: str | None = None,
 ) -> Plan:
     """The steps that evaluate the package in ``folder``, with ``kv`` also with such a cache.
+    ``note`` hears what is doubtful about it.
 
     Raises:
         TargetError: its backend has no such cache.
         SourceError: it is no package, was changed, or its original checkpoint cannot be had.
         StoreError: what the hub says of the original cannot be kept in the cache.
     """
-    manifest = package.open_(folder)
+    manifest = opening.open_(folder, note)
     recipe = _asking(_recipe(manifest, text, tokens), prompts)
     run_steps.check_cache(recipe, manifest.api, kv)
     original = package_original.find(manifest, store, source)
@@ -143,7 +147,7 @@ def _build(manifest: Manifest, recipe: Recipe) -> Build:
     return Build(name=manifest.name, recipe=recipe, folder=Path.cwd(), options=None)
 
 
-def plan_measurement(folder: Path) -> Plan:
+def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
     """The steps that measure the package in ``folder`` on this machine, which is the device:
     evaluate, measure.
 
@@ -154,7 +158,7 @@ def plan_measurement(folder: Path) -> Plan:
         SourceError: it is no package, was changed, or has no reference data.
         TargetError: this machine cannot be the device, or no toolchain runs the package's unit.
     """
-    manifest = package.open_(folder)
+    manifest = opening.open_(folder, note)
     recipe, api = _recipe(manifest, None, None), manifest.api
     backend, target = backends.load(recipe.backend), _device(manifest)
     toolchain = _toolchain_here(folder, backend, recipe, target, api)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
+from typing import Literal
 
 from phipipe import errors
 from phipipe.errors import PhipipeError
@@ -199,12 +200,44 @@ class Built:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Signer:
+    """Who signed a package. ``fingerprint`` is that of a key's PEM text or of a certificate;
+    ``subject`` is whom the certificate names, or the identity that ``issuer`` vouches for."""
+
+    kind: Literal["key", "certificate", "sigstore"]
+    fingerprint: str | None
+    subject: str | None
+    issuer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a package's signature is worth. `unasked`: nobody said whom to trust, and the signer is
+    not proven."""
+
+    state: Literal["unsigned", "unasked", "trusted", "refused"]
+    policy: Literal["off", "warn", "enforce"]
+    signer: Signer | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verified:
-    """A package that was checked."""
+    """A package that was checked; ``signature`` is null where its files are not as they were."""
 
     package: str
     ok: bool
     findings: list[str]
+    signature: Signature | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signed:
+    """A package that was signed."""
+
+    package: str
+    signature: str
+    signer: Signer
 
 
 # --- as JSON

@@ -124,10 +124,14 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
 
 def _neutral(recipe: Recipe) -> dict[str, Json]:
     """The recipe without what changes no result: this machine's folders, tags, what a batch
-    tolerates."""
+    tolerates, who signs."""
     values = recipe.model_dump(
-        mode="json", exclude_none=True, exclude={"tags": True, "evaluate": {"tolerance"}}
+        mode="json",
+        exclude_none=True,
+        exclude={"tags": True, "evaluate": {"tolerance"}, "package": {"sign"}},
     )
+    if not values["package"]:  # packages of before say nothing of it, and keep their keys
+        del values["package"]
     learned = values.get("calibrate", {}).get("text", {})
     for inner, key in (
         (values["source"], "path"),

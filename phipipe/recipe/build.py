@@ -32,11 +32,18 @@ def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
     """Paths of the user's that ``recipe`` names, and where it does."""
     learned = recipe.calibrate.text.file if recipe.calibrate.text else None
     asked = recipe.evaluate.generate.prompts.file if recipe.evaluate.generate else None
+    sign = recipe.package.sign
     named: list[tuple[Where, str | None]] = [
         *((("source", *where), path) for where, path in recipe.source.paths.items()),
         (("evaluate", "text", "file"), recipe.evaluate.text.file),
         (("evaluate", "generate", "prompts", "file"), asked),
         (("calibrate", "text", "file"), learned),
+        (("package", "sign", "key", "file"), sign.key.file if sign else None),
+        (("package", "sign", "certificate"), sign.certificate if sign else None),
+        *(
+            (("package", "sign", "chain", i), text)
+            for i, text in enumerate(sign.chain if sign else ())
+        ),
         (("device",), recipe.device if recipe.device.endswith((".yaml", ".yml")) else None),
     ]
     return [(where, text) for where, text in named if text is not None]

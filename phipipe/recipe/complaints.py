@@ -66,8 +66,7 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple
 
 def _unknown_key(model: type[BaseModel], where: Where) -> str:
     name = str(where[-1])
-    advice = gone(model, name) if len(where) == 1 else ""
-    return advice or f"unknown key `{shorten(name)}`{_keys(name, _fields(model, where[:-1]))}"
+    return f"unknown key `{shorten(name)}`{_keys(name, _fields(model, where[:-1]))}"
 
 
 def _keys(name: str, known: list[str]) -> str:
@@ -76,13 +75,6 @@ def _keys(name: str, known: list[str]) -> str:
     if guess or len(known) > MAX_KEYS:
         return guess
     return f"; known here: {', '.join(known)}" if known else ""
-
-
-def gone(model: type[BaseModel], name: str) -> str:
-    """What to say of a key that earlier versions knew (the model's ``GONE``: key → advice); else
-    nothing."""
-    advice = getattr(model, "GONE", {}).get(name)
-    return f"`{name}` is no key any more: {advice}" if advice else ""
 
 
 def _choice(word: str, given: Json, expected: str) -> str:

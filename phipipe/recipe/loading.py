@@ -17,7 +17,7 @@ from phipipe.errors import RecipeError
 from phipipe.files import file_names, user_paths
 from phipipe.recipe import absent, empty, overlay, patterns
 from phipipe.recipe.build import Build, paths_of
-from phipipe.recipe.complaints import complaints, gone
+from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Problem, Where
 from phipipe.recipe.problems import Problems
@@ -283,8 +283,6 @@ def _is_adapter(source: Json) -> bool:
 
 
 def _unknown_in_variant(key: str) -> str:
-    if key in Recipe.GONE:
-        return gone(Recipe, key)
     if key in Recipe.model_fields:
         return f"`{key}` is the same for all variants; write it before the matrix"
     return f"unknown key `{shorten(key)}` in a variant{near(key, VARIANT_KEYS)}"

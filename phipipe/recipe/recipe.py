@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,6 +11,7 @@ from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe.complaints import At
 from phipipe.recipe.learned import Weights
+from phipipe.recipe.packaging import Packaging
 from phipipe.recipe.source import COMMIT, REPO, Source
 from phipipe.recipe.strict import Model, exactly_one
 from phipipe.recipe.variants import BACKEND
@@ -209,10 +210,6 @@ class Measure(Model):
 class Recipe(Model):
     """One build: a model, a device, a backend, a precision."""
 
-    GONE: ClassVar[Mapping[str, str]] = {
-        "package": "what ships is always a folder: take the key out"
-    }
-
     name: Annotated[str, AfterValidator(file_names.folder)] = Field(
         pattern=SLUG, description="Lower-case; names the package's folder."
     )
@@ -247,6 +244,7 @@ class Recipe(Model):
     )
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
+    package: Packaging = Field(Packaging(), description="What is done with the finished package.")
     tags: list[str] = Field(
         [], description="Words of yours, to select recipes by; they change no result."
     )
@@ -273,9 +271,15 @@ class Recipe(Model):
 def recorded(data: Mapping[str, Json]) -> Recipe:
     """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may
     be gone."""
-    return Recipe.model_validate(
-        {key: value for key, value in data.items() if key not in Recipe.GONE}
-    )
+    kept = dict(data)
+    if not set(_keys(kept.get("package"))) <= set(Packaging.model_fields):
+        del kept["package"]  # once it said that a package is a folder
+    return Recipe.model_validate(kept)
+
+
+def _keys(value: Json) -> Iterable[str]:
+    """Those of a section; what is none has one that nobody knows."""
+    return value if isinstance(value, dict) else () if value is None else ("",)
 
 
 def wikitext(split: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Kind(Enum):
 
     FOLDER = "a folder's path"
     FOLDERS = "paths of folders"
+    FILE = "a file's path"
     NUMBER = "a number above 0"
     CHOICE = "one of a few words"
     ADDRESS = "an address"
@@ -129,6 +130,12 @@ SETTINGS = (
         choices=("read", "write"),
     ),
     Setting(
+        key="trust",
+        kind=Kind.FILE,
+        what="The trust file: whose signature packages must have before they are opened.",
+        default="none",
+    ),
+    Setting(
         key="worker_path",
         kind=Kind.FOLDERS,
         what="More folders from which steps may import Python modules.",
@@ -140,14 +147,14 @@ BY_KEY = {setting.key: setting for setting in SETTINGS}
 
 
 def checked(setting: Setting, value: Value) -> str:
-    """The text of ``value``, made whole: a folder's path is absolute, an address has no slash at
+    """The text of ``value``, made whole: a path is absolute, an address has no slash at
     its end.
 
     Raises:
         RecipeError: it makes no sense for ``setting``; names where it stands.
     """
-    if setting.kind is Kind.FOLDER:
-        return str(_folder(value))
+    if setting.kind in (Kind.FOLDER, Kind.FILE):
+        return str(_path(value, setting.kind))
     if setting.kind is Kind.NUMBER:
         return str(_positive(value))
     if setting.kind is Kind.ADDRESS:
@@ -161,16 +168,18 @@ def checked(setting: Setting, value: Value) -> str:
     return value.text
 
 
-def _folder(value: Value) -> Path:
+def _path(value: Value, kind: Kind) -> Path:
     # Path's own raises where there is no such user
-    folder = Path(os.path.expanduser(value.text))  # noqa: PTH111
-    folder = (value.base or Path()).joinpath(folder).absolute()
-    if odd := user_paths.problem(folder, user_paths.Kind.NEW_FOLDER, value.text):
+    path = Path(os.path.expanduser(value.text))  # noqa: PTH111
+    path = (value.base or Path()).joinpath(path).absolute()
+    is_file = kind is Kind.FILE
+    meant = user_paths.Kind.FILE if is_file else user_paths.Kind.NEW_FOLDER
+    if odd := user_paths.problem(path, meant, value.text):
         raise RecipeError(
             f"{value.name} is `{user_paths.shown(value.text)}`, which {odd}",
-            hint="give a folder's path; it may not exist yet",
+            hint="give a file's path" if is_file else "give a folder's path; it may not exist yet",
         )
-    return folder
+    return path
 
 
 def _address(value: Value) -> str:

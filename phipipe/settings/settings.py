@@ -24,6 +24,7 @@ class Settings:
     preflight: bool = True  # off: runs that seem too large for this machine are tried
     remote: str | None = None  # where results are shared with other machines
     remote_writes: bool = True  # remote_mode = read: take from there, give nothing
+    trust: Path | None = None  # whose signature packages must have: a trust file
     # further import roots of step servers (tests keep their steps there)
     server_path: tuple[Path, ...] = ()
 
@@ -48,6 +49,7 @@ class Settings:
             preflight=found.get("preflight") != "off",
             remote=found.get("remote"),
             remote_writes=found.get("remote_mode") != "read",
+            trust=Path(found["trust"]) if "trust" in found else None,
             server_path=tuple(Path(root).absolute() for root in roots if root),
         )
 

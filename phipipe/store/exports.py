@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.errors import StoreError
@@ -11,14 +12,36 @@ from phipipe.store import claims, keys
 from phipipe.store import files as store_files
 
 
-def is_copy(target: Path, expected: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether ``target`` holds just these files, by name, size and time."""
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """What a package may have that the store does not keep.
+
+    Attributes:
+        beside: names of files that may lie in it besides.
+        finish: completes a new one before anybody sees it.
+    """
+
+    beside: Collection[str] = ()
+    finish: Callable[[Path], None] = lambda folder: None
+
+
+PLAIN = Extra()
+
+
+def is_copy(
+    target: Path, expected: Mapping[str, tuple[int, int]], beside: Collection[str] = ()
+) -> bool:
+    """Whether ``target`` holds just these files, by name, size and time; files called ``beside``
+    may be there as well."""
     try:
         files = {
             path: (status.st_size, status.st_mtime_ns) for path, status in keys.walk(target).items()
         }
     except (OSError, StoreError):
         return False
+    for path in beside:
+        if path not in expected:
+            files.pop(path, None)
     return files == expected
 
 
@@ -37,8 +60,14 @@ def check_replaceable(target: Path) -> None:
         )
 
 
-def export(source: Path, times: Mapping[str, int], target: Path) -> None:
-    """Replace ``target`` by a copy of ``source``: built beside it, flushed, renamed."""
+def export(
+    source: Path,
+    times: Mapping[str, int],
+    target: Path,
+    extra: Extra = PLAIN,
+) -> None:
+    """Replace ``target`` by a copy of ``source``: built beside it, completed as ``extra``
+    says, flushed, renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with claims.claim(target.parent, f".{target.name}.") as aside:
         for path, mtime_ns in times.items():
@@ -46,6 +75,7 @@ def export(source: Path, times: Mapping[str, int], target: Path) -> None:
             copied.parent.mkdir(parents=True, exist_ok=True)
             store_files.copy(source / path, copied)
             os.utime(copied, ns=(mtime_ns, mtime_ns))
+        extra.finish(aside / "new")
         store_files.flush_tree(aside / "new", times)
         _swap(aside / "new", target, aside / "old")
 

@@ -25,6 +25,7 @@ from phipipe.store import claims, exports, files, free_space, keys, refusals, ve
 from phipipe.store import folder as store_folder
 from phipipe.store import unfinished as unfinished_steps
 from phipipe.store.collection import Collector, GcReport
+from phipipe.store.exports import PLAIN
 from phipipe.store.pins import Pins
 from phipipe.store.quarantine import Quarantine
 from phipipe.store.records import Damaged, NoRecord, Records, Stored, Usage, outputs_of
@@ -275,26 +276,25 @@ class Store:
         collector = Collector(self.root, self._trees, self._records, self._pins, self._quarantine)
         return collector.collect(budget_bytes, dry_run)
 
-    def materialise(self, stored: Stored, target: Path) -> bool:
-        """Make ``target`` a copy of ``stored``; False if it is one already, by names, sizes and
-        times.
+    def materialise(self, stored: Stored, target: Path, extra: exports.Extra = PLAIN) -> bool:
+        """Make ``target`` a copy of ``stored``, with ``extra``; False if it is one already, by names,
+        sizes and times.
 
         Raises:
             StoreError: ``target`` is a file, or a folder that phipipe did not write (no
                 ``manifest.json``).
             Damaged: see ``consume``.
         """
-        times, sizes = (
-            {str(o["path"]): int(o[key]) for o in stored.outputs} for key in ("mtime_ns", "size")
-        )
+        times = {str(o["path"]): int(o["mtime_ns"]) for o in stored.outputs}
+        sizes = {str(o["path"]): int(o["size"]) for o in stored.outputs}
         # a killed copy may have left the old one beside a good new one
         if self._pins.locks_work and target.parent.is_dir():
             with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
                 claims.sweep(target.parent, f".{target.name}.")
-        if exports.is_copy(target, {path: (sizes[path], times[path]) for path in times}):
+        if exports.is_copy(target, {p: (sizes[p], times[p]) for p in times}, extra.beside):
             return False
         exports.check_replaceable(target)
         source = self.consume(stored)
         with refusals.guard(target.parent, stored.size_bytes, remedy=free_space.KEEP_OUT):
-            exports.export(source, times, target)
+            exports.export(source, times, target, extra)
         return True

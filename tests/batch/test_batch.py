@@ -549,7 +549,7 @@ def test_builds_of_several_models_have_a_board_each(run: Run, tmp_path: Path) ->
         "b",
     }
     assert sorted(path.name for path in (Path("batch") / "boards").iterdir()) == pages
-    (page,) = gathering.of_paths([Path("batch/boards/script.json")])
+    (page,) = gathering.of_paths([Path("batch/boards/script.json")], print)
     assert page.name == "b"
     written = (Path("batch") / "boards" / "script.html").stat().st_ino
     FIGURES["a"] = {"kld_mean": 0.01}

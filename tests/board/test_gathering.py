@@ -35,9 +35,9 @@ def test_a_board_is_three_files_that_say_the_same(made: Path) -> None:
 
 def test_boards_are_read_back_from_file_and_folder(made: Path) -> None:
     names = {"small", "close"}
-    assert {e.name for e in gathering.of_paths([made])} == names
-    assert {e.name for e in gathering.of_paths([made / "board.json"])} == names
-    assert len(board.ranked(gathering.of_paths([made, made]))) == 4
+    assert {e.name for e in gathering.of_paths([made], print)} == names
+    assert {e.name for e in gathering.of_paths([made / "board.json"], print)} == names
+    assert len(board.ranked(gathering.of_paths([made, made], print))) == 4
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_is_no_board_is_named(
         path.write_bytes(content)
     given = path.parent if name.endswith("manifest.json") else path
     with pytest.raises(SourceError) as caught:
-        gathering.of_paths([given])
+        gathering.of_paths([given], print)
     assert words in caught.value.message
     assert given.name in caught.value.message
 

@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_is_measured_with_what_lies_in_it_alone(small: Path) -> None:
-    plan = finished.plan_measurement(small)
+    plan = finished.plan_measurement(small, print)
     assert [step.name for step in plan.steps] == ["evaluate", "measure"]
     assert all(not step.needs.keys() & {"source", "baseline"} for step in plan.steps)
     inputs = {name: at.folder for step in plan.steps for name, at in step.outside.items()}
@@ -41,23 +41,23 @@ def test_another_processor_takes_no_figures_of_the_devices(
     with pytest.raises(
         TargetError, match=r"processor is arm64, and that of .* is x86_64"
     ) as refused:
-        finished.plan_measurement(small)
+        finished.plan_measurement(small, print)
     assert f"phipipe eval {small}" in str(refused.value.hint)
 
 
 def test_a_package_without_reference_data_is_built_again(small: Path) -> None:
     shutil.rmtree(small / "reference")
     with pytest.raises(SourceError, match=r"was changed|missing"):
-        finished.plan_measurement(small)
+        finished.plan_measurement(small, print)
     hostile_packages.sealed(small)
     with pytest.raises(SourceError, match="has no reference data"):
-        finished.plan_measurement(small)
+        finished.plan_measurement(small, print)
 
 
 def test_a_package_is_measured_as_it_runs_where_that_differs(tmp_path: Path, small: Path) -> None:
-    assert finished.plan_measurement(small).knob == ""
+    assert finished.plan_measurement(small, print).knob == ""
     packed = hostile_packages.laid_out(small, tmp_path / "openvino", "openvino")
-    plan = finished.plan_measurement(packed)
+    plan = finished.plan_measurement(packed, print)
     assert [step.name for step in plan.steps] == ["evaluate", "run-evaluate", "measure"]
     run = plan.steps[1]
     assert run.params == {"backend": "openvino", "tokens": 4096}
@@ -74,11 +74,11 @@ def test_a_package_is_evaluated_with_a_quantized_cache_beside_its_own(
     store = Store(tmp_path / "cache")
     told = {"text": None, "tokens": 512, "source": None}
     plain, kept = (
-        {s.name: s for s in finished.plan_evaluation(packed, store, **told, kv=kv).steps}
+        {s.name: s for s in finished.plan_evaluation(packed, store, print, **told, kv=kv).steps}
         for kv in (None, "q4")
     )
     assert kept.keys() - plain.keys() == {"kv-evaluate"}
     assert kept["kv-evaluate"].params == {"backend": "openvino", "tokens": 512, "cache": "q4"}
     assert all(kept[name] == step for name, step in plain.items())
     with pytest.raises(TargetError, match="`onnxruntime` cannot keep the keys and values"):
-        finished.plan_evaluation(small, store, **told, kv="q4")
+        finished.plan_evaluation(small, store, print, **told, kv="q4")

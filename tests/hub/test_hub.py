@@ -674,7 +674,9 @@ def packed(served: Hub, own_cache: Path, tmp_path: Path) -> Path:
 
 
 def evaluated(package: Path, cache: Path, given: Path | None = None) -> Plan:
-    return finished.plan_evaluation(package, Store(cache), text=None, tokens=512, source=given)
+    return finished.plan_evaluation(
+        package, Store(cache), print, text=None, tokens=512, source=given
+    )
 
 
 def test_an_original_that_the_cache_lost_comes_from_its_hub_again(

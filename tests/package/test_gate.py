@@ -218,9 +218,11 @@ def test_no_manifest_whatever_is_a_bug(small: Path, command: Command, own_cache:
         else:
             assert code == 0, what
             assert _ending(
-                lambda: finished.plan_evaluation(small, store, text=None, tokens=None, source=None)
+                lambda: finished.plan_evaluation(
+                    small, store, print, text=None, tokens=None, source=None
+                )
             ) in {0, 2, 3, 8}, what
-            assert _ending(lambda: finished.plan_measurement(small)) in {0, 2, 3, 8}, what
+            assert _ending(lambda: finished.plan_measurement(small, print)) in {0, 2, 3, 8}, what
     assert refused > 80
 
 

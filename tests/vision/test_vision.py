@@ -226,7 +226,7 @@ def test_a_package_is_evaluated_again_with_its_eyes(
     assert package is not None
     store = Store(tmp_path / "cache")  # nothing is at hand but the original
     again_plan = finished.plan_evaluation(
-        package, store, text=None, tokens=None, source=seeing / "source"
+        package, store, print, text=None, tokens=None, source=seeing / "source"
     )
     settings = Settings(cache=store.root, toolchains=toolchains)
     (done,) = dispatch.attempt([again_plan], store, settings, Silent(), Manner(jobs=2))
