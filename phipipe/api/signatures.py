@@ -128,18 +128,22 @@ def sign(
     """
     if (key is None) != sigstore:
         raise RecipeError("a signature is made by a key or through sigstore: give one of them")
-    folder = folder_of(path)
-    if key is None:
-        if certificate is not None or chain:
-            raise RecipeError("a certificate needs the `key` that it was issued for")
-        return signing.sign(folder, credentials.BySigstore())
-    own = credentials.from_file(
+    if sigstore and (certificate is not None or chain):
+        raise RecipeError("a certificate needs the `key` that it was issued for")
+    known = os.environ.get(credentials.PASSPHRASE) if passphrase is None else passphrase
+    own = credentials.BySigstore() if key is None else _own(key, known, certificate, chain)
+    return signing.sign(folder_of(path), own)
+
+
+def _own(
+    key: UserPath, passphrase: str | None, certificate: UserPath | None, chain: Sequence[UserPath]
+) -> credentials.Credentials:
+    return credentials.from_file(
         _file(key, "the private key"),
-        lambda: os.environ.get(credentials.PASSPHRASE) if passphrase is None else passphrase,
+        lambda: passphrase,
         None if certificate is None else _file(certificate, "the certificate"),
         [_file(one, "a certificate of the chain") for one in chain],
     )
-    return signing.sign(folder, own)
 
 
 def _demanded(trust: Trust | UserPath | None) -> demands.Trust | None:

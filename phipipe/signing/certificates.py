@@ -35,7 +35,8 @@ _REASONS = {
     20: "nobody vouches for it that the trusted certificates know",
     21: "nobody vouches for it that the trusted certificates know",
     23: "it was revoked",
-    24: "a certificate in its chain may not vouch for others",
+    32: "a certificate in its chain may not vouch for others",
+    79: "a certificate in its chain may not vouch for others",
 }
 
 

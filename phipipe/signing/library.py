@@ -13,7 +13,7 @@ import datetime
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -82,7 +82,7 @@ def check_key(signature: Signature, key: PublicKey) -> None:
     require()
     from model_signing._signing import sign_ec_key, sign_sigstore_pb
 
-    with _guarded(f"`{NAME}` was not made by the key {key.fingerprint}"):
+    with guarded(f"`{NAME}` was not made by the key {key.fingerprint}"):
         verifier = sign_ec_key.Verifier(Held(key.text).path)
         verifier.verify(sign_sigstore_pb.Signature.read(_file(_by_key(signature, key)).path))
 
@@ -98,7 +98,7 @@ def check_chain(signature: Signature, roots: bytes) -> None:
     require()
     from model_signing._signing import sign_certificate, sign_sigstore_pb
 
-    with _guarded(f"`{NAME}` was not made by the certificate that came with it"):
+    with guarded(f"`{NAME}` was not made by the certificate that came with it"):
         verifier = sign_certificate.Verifier([Held(roots).path])
         verifier.verify(sign_sigstore_pb.Signature.read(_file(signature.content).path))
 
@@ -118,9 +118,9 @@ def check_identity(signature: Signature, identity: str, issuer: str, trust: Path
     from model_signing._signing import sign_sigstore
 
     held = None if trust is None else Held(json_files.read_bytes(trust)).path
-    with _guarded("sigstore's roots of trust cannot be had", hint=OFFLINE):
+    with guarded("sigstore's roots of trust cannot be had", hint=OFFLINE):
         verifier = sign_sigstore.Verifier(identity=identity, oidc_issuer=issuer, trust_config=held)
-    with _guarded(f"`{NAME}` was not made by `{json_files.shown(identity)}` through sigstore"):
+    with guarded(f"`{NAME}` was not made by `{json_files.shown(identity)}` through sigstore"):
         verifier.verify(sign_sigstore.Signature.read(_file(signature.content).path))
 
 
@@ -133,7 +133,7 @@ def sign_by_key(files: Mapping[str, str], name: str, key: Held) -> bytes:
     """
     from model_signing._signing import sign_ec_key
 
-    return _signed(sign_ec_key.Signer(key.path), files, name)
+    return _signed(lambda: sign_ec_key.Signer(key.path), files, name)
 
 
 def sign_by_certificate(
@@ -142,8 +142,15 @@ def sign_by_certificate(
     """As ``sign_by_key``, with the ``certificate`` of the key and those above it (PEM)."""
     from model_signing._signing import sign_certificate
 
-    signer = sign_certificate.Signer(key.path, certificate.path, [chain.path])
-    return _signed(signer, files, name)
+    above = chain if chain.content else certificate  # the library takes no empty chain
+    made = _signed(
+        lambda: sign_certificate.Signer(key.path, certificate.path, [above.path]), files, name
+    )
+    if chain.content:
+        return made
+    bundle = json.loads(made)
+    del bundle["verificationMaterial"]["x509CertificateChain"]["certificates"][1:]
+    return json.dumps(bundle, separators=(",", ":")).encode()
 
 
 def sign_by_identity(files: Mapping[str, str], name: str) -> bytes:
@@ -151,36 +158,34 @@ def sign_by_identity(files: Mapping[str, str], name: str) -> bytes:
 
     Raises:
         SourceError: sigstore cannot be reached, or vouches for nobody.
+        ToolchainError: the library is missing.
     """
     require()
     from model_signing._signing import sign_sigstore
 
-    with _guarded("sigstore did not sign it", hint=OFFLINE, error=SourceError):
-        signer = sign_sigstore.Signer(use_ambient_credentials=True)
-    return _signed(signer, files, name)
+    return _signed(lambda: sign_sigstore.Signer(use_ambient_credentials=True), files, name)
 
 
-def _signed(signer: signing.Signer, files: Mapping[str, str], name: str) -> bytes:
+def _signed(signer: Callable[[], signing.Signer], files: Mapping[str, str], name: str) -> bytes:
     from model_signing import manifest
     from model_signing._hashing import hashing
     from model_signing._signing import signing
 
-    kind = manifest.SerializationType.from_args(
-        {
-            "method": "files",
-            "hash_type": "sha256",
-            "allow_symlinks": False,
-            "ignore_paths": [NAME],
-        }
-    )
-    items = [
-        kind.new_item(path, hashing.Digest("sha256", bytes.fromhex(digest)))
-        for path, digest in files.items()
-    ]
-    with _guarded("it cannot be signed", hint=OFFLINE, error=SourceError):
-        made = signer.sign(signing.Payload(manifest.Manifest(name, items, kind)))
-        written = Written()
-        made.write(cast(Path, written))
+    arguments = {
+        "method": "files",
+        "hash_type": "sha256",
+        "allow_symlinks": False,
+        "ignore_paths": [NAME],
+    }
+    written = Written()
+    with guarded("it cannot be signed", hint=OFFLINE, error=SourceError):
+        kind = manifest.SerializationType.from_args(arguments)
+        items = [
+            kind.new_item(path, hashing.Digest("sha256", bytes.fromhex(digest)))
+            for path, digest in files.items()
+        ]
+        payload = signing.Payload(manifest.Manifest(name, items, kind))
+        signer().sign(payload).write(cast(Path, written))
     return written.content
 
 
@@ -215,8 +220,9 @@ def _by_key(signature: Signature, key: PublicKey) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _guarded(message: str, hint: str = HINT, error: type[SourceError] = Unsound) -> Iterator[None]:
-    """Whatever the library raises or prints within this is ``error``, in one sentence."""
+def guarded(message: str, hint: str = HINT, error: type[SourceError] = Unsound) -> Iterator[None]:
+    """Whatever libraries raise or print within this is ``error``, in one sentence; what is ours
+    passes."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

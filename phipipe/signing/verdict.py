@@ -196,10 +196,8 @@ def _by_certificate(
     library.require()
     roots = b"".join(pem.certificates(file) for file in anchor.files)
     lists = pem.revocations(anchor.revocations) if anchor.revocations else []
-    certificates.check(signature.chain, roots, lists, time, demand.revoked)
+    with library.guarded("its certificates cannot be read"):  # OpenSSL has an eye of its own
+        certificates.check(signature.chain, roots, lists, time, demand.revoked)
+        subject = certificates.subject(signature.chain[0])
     library.check_chain(signature, roots)
-    return Signer(
-        kind="certificate",
-        fingerprint=signature.fingerprint,
-        subject=certificates.subject(signature.chain[0]),
-    )
+    return Signer(kind="certificate", fingerprint=signature.fingerprint, subject=subject)

@@ -277,8 +277,8 @@ class Store:
         return collector.collect(budget_bytes, dry_run)
 
     def materialise(self, stored: Stored, target: Path, extra: exports.Extra = PLAIN) -> bool:
-        """Make ``target`` a copy of ``stored``, with ``extra``; False if it is one already, by names,
-        sizes and times.
+        """Make ``target`` a copy of ``stored``, with ``extra``; False if it is one already, by
+        names, sizes and times.
 
         Raises:
             StoreError: ``target`` is a file, or a folder that phipipe did not write (no

@@ -20,7 +20,9 @@ from phipipe.settings import Settings, child_environment, config, toml
 from phipipe.settings import given as given_variables
 from phipipe.settings.rows import SETTINGS, Kind
 
-TRUSTED_ONLY = {"cache", "toolchains", "memory_limit_gib", "preflight", "remote", "remote_mode"}
+TRUSTED_ONLY = {
+    *("cache", "toolchains", "memory_limit_gib", "preflight", "remote", "remote_mode", "trust"),
+}
 FREE = {"toolchain", "step_timeout_s", "idle_timeout_s"}
 EXAMPLES = {
     "cache": '"somewhere"',
@@ -32,6 +34,7 @@ EXAMPLES = {
     "preflight": "false",
     "remote": '"s3://bucket/prefix"',
     "remote_mode": '"read"',
+    "trust": '"trust.yaml"',
 }
 
 
@@ -73,6 +76,7 @@ def test_every_setting_but_import_roots_can_stand_in_the_users_file(user: Path) 
     assert (found.step_timeout_s, found.idle_timeout_s, found.memory_limit_gib) == (60, 1.5, 8)
     assert (found.use_current, found.preflight) == (True, False)
     assert (found.remote, found.remote_writes) == ("s3://bucket/prefix", False)
+    assert found.trust == user.parent / "trust.yaml"
 
 
 def test_the_environment_beats_the_project_and_the_project_the_user(

@@ -75,7 +75,8 @@ def step(
 
 
 def plan(name: str, *steps: Step) -> Plan:
-    build: Any = SimpleNamespace(name=name, recipe=SimpleNamespace(backend=name[0]))
+    recipe = SimpleNamespace(backend=name[0], package=SimpleNamespace(sign=None))
+    build: Any = SimpleNamespace(name=name, recipe=recipe)
     made: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
     return made  # type: ignore[no-any-return]
 
