@@ -39,7 +39,7 @@ class Board:
         entries: the builds with all that was measured, failed ones last.
     """
 
-    def __init__(self, *items: Item, on_note: Note = workplace.warned) -> None:
+    def __init__(self, *items: Item, on_note: Note | None = None) -> None:
         """Put ``items`` side by side: packages, results of runs, measurements, other boards, and
         paths (of packages, of ``board.json``, of folders that hold one or are full of packages).
 
@@ -53,7 +53,8 @@ class Board:
         """
         if not items:
             raise SourceError("a board needs builds", hint="phipipe.Board('packages')")
-        every = gathering.joined(entry for item in items for entry in _entries(item, on_note))
+        note = on_note or workplace.warned
+        every = gathering.joined(entry for item in items for entry in _entries(item, note))
         board.check_comparable(every)
         self.entries: tuple[Entry, ...] = tuple(board.ranked(every))
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from phipipe.api import workplace
 from phipipe.api.results import Result
-from phipipe.api.workplace import UserPath, path_of
+from phipipe.api.workplace import Note, UserPath, path_of
 from phipipe.board import entry, file, printed
 from phipipe.board.entry import Entry
 from phipipe.evaluate import printed_speeds
 from phipipe.execution.results import Outcome
 from phipipe.files.user_paths import Kind
-from phipipe.package import package as packages
 from phipipe.package.manifest import read_manifest
+from phipipe.signing import opening
 from phipipe.store import files, free_space, refusals
 from phipipe.visible import visible
 
@@ -60,13 +61,20 @@ class ImportedSpeeds:
         tool: which tool.
     """
 
-    def __init__(self, folder: Path, path: UserPath, machine: str | None = None) -> None:
-        """Of the package in ``folder``, from the file ``path``, on ``machine``.
+    def __init__(
+        self,
+        folder: Path,
+        path: UserPath,
+        machine: str | None = None,
+        on_note: Note | None = None,
+    ) -> None:
+        """Of the package in ``folder``, from the file ``path``, on ``machine``; ``on_note`` gets
+        what is doubtful about the package.
 
         Raises:
             SourceError: as ``Package.import_speeds``.
         """
-        manifest = packages.open_(folder)
+        manifest = opening.open_(folder, on_note or workplace.warned)
         target = path_of(path, Kind.FILE, "the file")
         told = printed_speeds.read(target, manifest.speed.prompt_tokens)
         self.tool = told.tool

@@ -40,34 +40,36 @@ class Trust:
     sigstore_roots: UserPath | None = None
     policy: str = "enforce"
 
-    def demanded(self, source: str = "this call") -> Same:
-        """It, for the checks; ``source`` is who asks, in words.
 
-        Raises:
-            RecipeError: not exactly one is given, or the policy is none.
-            SourceError: a path cannot be a file.
-        """
-        given = [self.key, self.certificate, self.identity]
-        if sum(one is not None for one in given) != 1 or bool(self.identity) != bool(self.issuer):
-            raise RecipeError(
-                "trust needs exactly one of a key, a certificate, or an identity with its issuer"
-            )
-        policy = demands.checked(self.policy)
-        return Same(Demand(policy=policy, anchor=self._anchor(), source=source))
+def demanded(trust: Trust, source: str = "this call") -> Same:
+    """``trust``, for the checks; ``source`` is who asks, in words.
 
-    def _anchor(self) -> Anchor:
-        if self.key is not None:
-            return Keys(file=_file(self.key, "the public key"))
-        if self.certificate is not None:
-            given = self.certificate
-            every = (given,) if isinstance(given, str | Path) else given
-            return Certificates(files=[_file(one, "the certificate") for one in every])
-        roots = self.sigstore_roots
-        return Identity(
-            name=str(self.identity),
-            issuer=str(self.issuer),
-            roots=None if roots is None else _file(roots, "the trust configuration"),
+    Raises:
+        RecipeError: not exactly one is given, or the policy is none.
+        SourceError: a path cannot be a file.
+    """
+    given = [trust.key, trust.certificate, trust.identity]
+    if sum(one is not None for one in given) != 1 or bool(trust.identity) != bool(trust.issuer):
+        raise RecipeError(
+            "trust needs exactly one of a key, a certificate, or an identity with its issuer"
         )
+    policy = demands.checked(trust.policy)
+    return Same(Demand(policy=policy, anchor=_anchor(trust), source=source))
+
+
+def _anchor(trust: Trust) -> Anchor:
+    if trust.key is not None:
+        return Keys(file=_file(trust.key, "the public key"))
+    if trust.certificate is not None:
+        given = trust.certificate
+        every = (given,) if isinstance(given, str | Path) else given
+        return Certificates(files=[_file(one, "the certificate") for one in every])
+    roots = trust.sigstore_roots
+    return Identity(
+        name=str(trust.identity),
+        issuer=str(trust.issuer),
+        roots=None if roots is None else _file(roots, "the trust configuration"),
+    )
 
 
 def verify(path: UserPath, *, trust: Trust | UserPath | None = None) -> list[Finding]:
@@ -150,7 +152,7 @@ def _demanded(trust: Trust | UserPath | None) -> demands.Trust | None:
     if trust is None:
         return trust_file.of_user(Settings.read().trust)
     if isinstance(trust, Trust):
-        return trust.demanded()
+        return demanded(trust)
     return trust_file.load(path_of(trust, Kind.FILE, "the trust file"))
 
 

@@ -122,7 +122,7 @@ def _import(
     from phipipe.metrics import METRICS
     from phipipe.package import figures
 
-    found = ImportedSpeeds(package, printed, machine)
+    found = ImportedSpeeds(package, printed, machine, note)
     entry = found.entry
     rows = [
         f"  {metric.title}: {' '.join(figures.shown(metric, entry.metrics[metric.name])).strip()}"

@@ -188,13 +188,14 @@ def _trust(asked: Asked) -> Trust | None:
     if asked.trust:
         found = trust_file.load(asked.trust)
     elif any(map(bool, named)):
-        found = signatures.Trust(
+        given = signatures.Trust(
             key=asked.key,
             certificate=asked.cert or None,
             identity=asked.sigstore_identity,
             issuer=asked.sigstore_issuer,
             sigstore_roots=asked.sigstore_roots,
-        ).demanded(_option(asked))
+        )
+        found = signatures.demanded(given, _option(asked))
     else:
         found = trust_file.of_user(Settings.read().trust)
     if asked.policy and found is None and asked.policy != "off":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
@@ -272,14 +272,10 @@ def recorded(data: Mapping[str, Json]) -> Recipe:
     """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may
     be gone."""
     kept = dict(data)
-    if not set(_keys(kept.get("package"))) <= set(Packaging.model_fields):
-        del kept["package"]  # once it said that a package is a folder
+    package = kept.get("package")
+    if not isinstance(package, dict) or not set(package) <= set(Packaging.model_fields):
+        kept.pop("package", None)  # once it said that a package is a folder
     return Recipe.model_validate(kept)
-
-
-def _keys(value: Json) -> Iterable[str]:
-    """Those of a section; what is none has one that nobody knows."""
-    return value if isinstance(value, dict) else () if value is None else ("",)
 
 
 def wikitext(split: str) -> dict[str, str]:
