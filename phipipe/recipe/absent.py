@@ -16,7 +16,15 @@ from phipipe.steps import Json
 
 NONE = "none"
 WHOLE = "weights"  # the section that does nothing at all where it is absent
-CHOICES = ("Source", "Base", "Adapter", "Dataset", "Text", "Prompts")  # by the models' names
+CHOICES = (
+    "Source",
+    "Base",
+    "Adapter",
+    "Dataset",
+    "Text",
+    "Prompts",
+    "SigningKey",
+)  # by the models' names
 """One of several keys is given; a variant replaces the whole, so nothing is inherited. Their
 values are free text: `none` may be a file."""
 

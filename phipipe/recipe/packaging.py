@@ -5,14 +5,14 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from phipipe.recipe.complaints import At
-from phipipe.recipe.strict import Sparse, exactly_one
+from phipipe.recipe.strict import Model, exactly_one
 from phipipe.steps import Json
 
 VARIABLE = "^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 OURS = "PHIPIPE_"  # our own settings are shown, recorded, and handed to child processes
 
 
-class SigningKey(Sparse):
+class SigningKey(Model):
     """Where a private key is: one of these. The key itself never stands in a recipe."""
 
     env: str | None = Field(
@@ -35,7 +35,7 @@ class SigningKey(Sparse):
         return self
 
 
-class Signing(Sparse):
+class Signing(Model):
     """The package is signed when it is written. `SIGNING_KEY_PASSPHRASE` opens the key."""
 
     key: SigningKey = Field(description="The private key: EC P-256, P-384 or P-521.")
@@ -51,7 +51,7 @@ class Signing(Sparse):
         return self
 
 
-class Packaging(Sparse):
+class Packaging(Model):
     """What is done with the finished package. Nothing of it changes what is in there."""
 
     sign: Signing | None = Field(None, description="Sign it; without it nobody does.")

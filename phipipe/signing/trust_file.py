@@ -15,14 +15,27 @@ from phipipe.files import user_paths
 from phipipe.recipe.complaints import At, complaints
 from phipipe.recipe.document import read
 from phipipe.recipe.places import Document, Problem
-from phipipe.recipe.strict import Sparse
+from phipipe.recipe.strict import Model
 from phipipe.signing.demands import Anchor, Certificates, Demand, Identity, Keys, Policy
+from phipipe.steps import Json
 
 FINGERPRINT = r"^sha256:[0-9a-f]{64}$"
 FILES = ("key", "certificate", "crl", "sigstore_roots")
 
 
-class Rule(Sparse):
+class Written(Model):
+    """What is left out is not asked for, so a key that is written has a value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_values(cls, data: Json) -> Json:
+        for key, value in data.items() if isinstance(data, dict) else ():
+            if value is None and key in cls.model_fields:
+                raise At(key, f"`{key}` has no value; write one, or leave the key out")
+        return data
+
+
+class Rule(Written):
     """Whose signature some packages must have."""
 
     packages: str = Field(min_length=1, description="A pattern of names, such as `phi35-*`.")
@@ -69,7 +82,7 @@ class Rule(Sparse):
         return self
 
 
-class Rules(Sparse):
+class Rules(Written):
     """A trust file."""
 
     default: Policy = Field("enforce", description="What holds where no rule does.")

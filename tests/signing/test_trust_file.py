@@ -110,6 +110,8 @@ WRONG = {
     "rules:\n- {packages: '*', key: nowhere.pub}\n": ("2:24: `nowhere.pub` is not there",),
     "rules:\n- {packages: '*', key: keys}\n": ("2:24: `keys` is a folder",),
     "rules: []\n": ("1:8:",),
+    "rules:\n- {packages: '*', key: keys/signing.pub, revoked: }\n": ("`revoked` has no value",),
+    "rules:\n- {packages: '*', certificate: keys/signing.pub, crl: }\n": ("`crl` has no value",),
     "rules: all\n": ("1:8: expected a list",),
     "- packages: '*'\n": ("a trust file is a mapping of keys",),
     "rules: [\n": ("1:8:",),
