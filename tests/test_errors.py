@@ -60,7 +60,7 @@ def test_kinds_of_all_modules_are_known() -> None:
         "Damaged",
         "Missing",
         "NoRecord",
-        "_Newer",
+        "Newer",
         "Skipped",
     }
 
