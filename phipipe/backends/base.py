@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from phipipe.backends.choosing import Choose
     from phipipe.backends.rules import Fixup, Rule
     from phipipe.backends.widths import Stored, Stores
     from phipipe.models.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
+Tools = Sequence[Mapping[str, Json]] | None  # what a model may call (`models.prompts`)
 Options = Any  # those of some backend; which it is, the recipe says
 
 
@@ -73,9 +75,11 @@ class Runtime(Protocol):
         """Logits of every position, float32 [len(tokens), vocabulary]; no state is kept between
         calls."""
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        """At most ``limit`` token ids, chosen greedily; ends after an end-of-text token (which it
-        yields)."""
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
+        """At most ``limit`` token ids, the likeliest or those that ``choose`` picks; ends after an
+        end-of-text token (which it yields)."""
 
     def close(self) -> None:
         """Free the model. The object is not used afterwards."""
@@ -90,9 +94,10 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, without special tokens."""
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the
-        answer."""
+    def render(
+        self, messages: Sequence[Mapping[str, Json]], ask: bool = True, tools: Tools = None
+    ) -> str:
+        """A chat in the artifact's template; it may ``ask`` for an answer, and show ``tools``."""
 
 
 class Codec(Protocol):
