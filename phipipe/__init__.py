@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from phipipe.api.measurements import Measurement as Measurement
     from phipipe.api.packages import Conversation as Conversation
     from phipipe.api.packages import Package as Package
+    from phipipe.api.packages import Server as Server
     from phipipe.api.packages import verify as verify
     from phipipe.api.plans import Plan as Plan
     from phipipe.api.plans import PlannedBuild as PlannedBuild
@@ -56,7 +57,7 @@ _HOMES = {
     "phipipe.api.runs": ("run",),
     "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
-    "phipipe.api.packages": ("Conversation", "Package", "verify"),
+    "phipipe.api.packages": ("Conversation", "Package", "Server", "verify"),
     "phipipe.api.measurements": ("ImportedSpeeds", "Measurement"),
     "phipipe.api.figures": ("Figures",),
     "phipipe.api.boards": ("Board",),

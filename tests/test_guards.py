@@ -66,7 +66,7 @@ ROWS = (
     ("planning", "package"),
     ("execution",),
     ("chat", "board"),
-    ("batch", "cluster", "tuning"),
+    ("batch", "cluster", "tuning", "serving"),
     ("diff",),
     ("api",),
     ("cli",),

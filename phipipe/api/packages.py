@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from phipipe.api import building, pages, workplace
@@ -22,6 +23,8 @@ from phipipe.package import package as packages
 from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
+from phipipe.serving import start as serving
+from phipipe.serving.server import Server as Server
 from phipipe.steps import Json
 from phipipe.visible import visible
 from phipipe.words import counted, human
@@ -134,6 +137,54 @@ class Package:
         return start.converse(
             self.path, place.settings, workplace.silent, system=system, tokens=tokens
         )
+
+    def serve(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        allow_origins: Sequence[str] = (),
+        context: int | None = None,
+        tokens: int = 1024,
+        waiting: int = 32,
+    ) -> Server:
+        """Serve the package to what speaks OpenAI's API, in the background; use it in a ``with``
+        block, whose end ends it.
+
+            with package.serve() as server:
+                client = openai.OpenAI(base_url=server.base_url, api_key="none")
+
+        Args:
+            host: the address to listen on; one that others can reach needs a ``token``.
+            port: 0 for any that is free.
+            token: what clients must bring as their API key.
+            allow_origins: web pages that may ask from a browser.
+            context: tokens of a prompt with its answer, at most; None for the package's own.
+            tokens: the longest answer where a request does not say.
+            waiting: requests that may wait while one is answered.
+
+        Raises:
+            RecipeError: an argument makes no sense, or the port is in use.
+            ToolchainError: the extra ``serve`` is not installed, or no toolchain can be.
+            SourceError: the package was changed, or its template or tokenizer takes too much.
+            StepFailed, StepKilled: its runtime refuses it, or was ended.
+        """
+        for value, name in ((context, "context"), (tokens, "tokens"), (waiting, "waiting")):
+            workplace.check_count(value, name)
+        options = serving.Options(
+            host=host,
+            port=port,
+            token=token,
+            origins=workplace.texts(allow_origins, "allow_origins"),
+            tokens=tokens,
+            context=context,
+            waiting=waiting,
+        )
+        place = workplace.of_user(workplace.silent)
+        server = serving.begin(self.path, place.settings, workplace.silent, options)
+        server.start()
+        return server
 
     def evaluate(
         self,

@@ -84,6 +84,10 @@ class Peer:
         """The process's id; None once it is closed."""
         return self._process.pid if self._process else None
 
+    def is_alive(self) -> bool:
+        """Whether it still runs, as far as is known."""
+        return self._process is not None and self._process.poll() is None
+
     def send(self, message: Mapping[str, Json]) -> None:
         """Send ``message`` as one line.
 

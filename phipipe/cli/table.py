@@ -62,6 +62,11 @@ COMMANDS = {  # heading → commands, in the order a user meets them
             "speed, memory.",
         ),
         Row(
+            "serve",
+            "serve:serve",
+            "Serve a package to apps that speak OpenAI's API, until Ctrl-C.",
+        ),
+        Row(
             "verify",
             "packages:verify",
             "Check that a package is complete and unchanged, and that nothing in it runs or "
