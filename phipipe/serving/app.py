@@ -26,6 +26,7 @@ from phipipe.serving.replies import Reply
 from phipipe.steps import Json
 
 MAX_BYTES = 4 * 2**20  # of a body: more text than contexts hold
+MOST_BYTES = 16 * MAX_BYTES  # that are read and dropped: who still sends does not hear an answer
 READ_S = 60.0  # how long a client may take to send it
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Answer = Callable[[Request], Awaitable[Response]]
@@ -147,15 +148,14 @@ async def _body(request: Request) -> bytes:
         async with asyncio.timeout(READ_S):
             async for part in request.stream():
                 size += len(part)
-                if size > MAX_BYTES:
-                    raise Refusal(
-                        413,
-                        f"the body is larger than {MAX_BYTES} bytes",
-                        headers={"Connection": "close"},
-                    )
-                parts.append(part)
+                if size <= MAX_BYTES:
+                    parts.append(part)
+                if size > MOST_BYTES:
+                    break
     except TimeoutError:
         raise Refusal(408, f"the body did not come within {READ_S:.0f} s") from None
+    if size > MAX_BYTES:
+        raise Refusal(413, f"the body is larger than {MAX_BYTES} bytes")
     return b"".join(parts)
 
 
