@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from phipipe.chat import start as chat_start
 from phipipe.chat.peer import Peer
 from phipipe.chat.serve import context_of
 from phipipe.errors import RecipeError, ToolchainError
 from phipipe.package import package
+from phipipe.package.manifest_schema import Manifest
 from phipipe.serving import address
 from phipipe.serving.engine import Engine
 from phipipe.serving.server import Server
@@ -52,51 +54,55 @@ def begin(
     """
     _check_installed()
     address.check_origins(options.origins)
+    manifest = package.read_manifest(folder)
+    _check_context(manifest, options.context)
     listening = address.bound(options.host, options.port)
     try:
         address.check_token(options.token, address.is_loopback(listening))
-        return _begun(folder, settings, note, options, listening)
+        request, installed = chat_start.opened(folder, settings, note, None, options.tokens)
+        asked = {**request, "context": options.context}
+        model = _Model(lambda: Peer(installed.python, asked, settings, SERVE), manifest)
+        return _begun(model, note, options, listening)
     except BaseException:
         listening.close()
         raise
 
 
+class _Model(NamedTuple):
+    """What starts the model's process, and what its package says of itself."""
+
+    begin: Callable[[], Peer]
+    manifest: Manifest
+
+
 def _begun(
-    folder: Path,
-    settings: Settings,
-    note: Callable[[str], None],
-    options: Options,
-    listening: socket.socket,
+    model: _Model, note: Callable[[str], None], options: Options, listening: socket.socket
 ) -> Server:
     from phipipe.serving import app, front  # the extra `serve`
 
-    request, installed = chat_start.opened(folder, settings, note, None, options.tokens)
-    manifest = package.read_manifest(folder)
-    longest = context_of(manifest)
-    if options.context is not None and options.context > longest:
-        raise RecipeError(
-            f"the package's context ends at {longest} tokens", hint=f"--context {longest}, or less"
-        )
-    asked = {**request, "context": options.context}
     ends: list[Callable[[], None]] = []
-    asks = Engine(
-        lambda: Peer(installed.python, asked, settings, SERVE),
-        options.waiting,
-        lambda: [end() for end in ends],
-    )
+    engine = Engine(model.begin, options.waiting, lambda: [end() for end in ends])
     service = app.Service(
-        engine=asks,
-        model=manifest.name,
-        fingerprint=f"phipipe-{manifest.digest[:12]}",
+        engine=engine,
+        model=model.manifest.name,
+        fingerprint=f"phipipe-{model.manifest.digest[:12]}",
         note=note,
     )
     hosts = None
     if address.is_loopback(listening):
         hosts = sorted(address.local_hosts(listening, options.host))
     application = app.application(service, hosts, options.token, options.origins)
-    made = Server(listening, front.Front(application, asks), asks, manifest.name)
-    ends.append(made.stop)
-    return made
+    server = Server(listening, front.Front(application, engine), engine, model.manifest.name)
+    ends.append(server.stop)
+    return server
+
+
+def _check_context(manifest: Manifest, asked: int | None) -> None:
+    longest = context_of(manifest)
+    if asked is not None and asked > longest:
+        raise RecipeError(
+            f"the package's context ends at {longest} tokens", hint=f"--context {longest}, or less"
+        )
 
 
 def _check_installed() -> None:
