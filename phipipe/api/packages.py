@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe.api import building, pages, workplace
+from phipipe.api import building, pages, serving, workplace
 from phipipe.api.building import Where
 from phipipe.api.events import OnProgress, Telling
 from phipipe.api.figures import Figures
@@ -23,7 +23,6 @@ from phipipe.package import package as packages
 from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
-from phipipe.serving import start as serving
 from phipipe.serving.server import Server as Server
 from phipipe.steps import Json
 from phipipe.visible import visible
@@ -149,11 +148,7 @@ class Package:
         tokens: int = 1024,
         waiting: int = 32,
     ) -> Server:
-        """Serve the package to what speaks OpenAI's API, in the background; use it in a ``with``
-        block, whose end ends it.
-
-            with package.serve() as server:
-                client = openai.OpenAI(base_url=server.base_url, api_key="none")
+        """Serve the package to what speaks OpenAI's API, until the ``with`` block ends.
 
         Args:
             host: the address to listen on; one that others can reach needs a ``token``.
@@ -166,25 +161,19 @@ class Package:
 
         Raises:
             RecipeError: an argument makes no sense, or the port is in use.
-            ToolchainError: the extra ``serve`` is not installed, or no toolchain can be.
-            SourceError: the package was changed, or its template or tokenizer takes too much.
-            StepFailed, StepKilled: its runtime refuses it, or was ended.
+            ToolchainError: the extra ``serve`` or a toolchain cannot be had.
+            PhipipeError: as ``chat``.
         """
-        for value, name in ((context, "context"), (tokens, "tokens"), (waiting, "waiting")):
-            workplace.check_count(value, name)
         options = serving.Options(
             host=host,
             port=port,
             token=token,
-            origins=workplace.texts(allow_origins, "allow_origins"),
-            tokens=tokens,
+            origins=allow_origins,
             context=context,
+            tokens=tokens,
             waiting=waiting,
         )
-        place = workplace.of_user(workplace.silent)
-        server = serving.begin(self.path, place.settings, workplace.silent, options)
-        server.start()
-        return server
+        return serving.serve(self.path, options)
 
     def evaluate(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from testing import small_package
+from testing.places import ROOT
 from testing.shell import Run
 
 from phipipe import Package
@@ -106,3 +108,12 @@ def test_an_address_of_ipv6_stands_in_brackets() -> None:
         pytest.skip("this machine has no IPv6 loopback")
     with listening:
         assert address.base_url(listening).startswith("http://[::1]:")
+
+
+def test_the_parent_of_a_server_stays_light() -> None:
+    code = "import phipipe.serving.app, phipipe.serving.front, phipipe.serving.start, sys\n"
+    code += "print(sorted({'numpy', 'torch', 'huggingface_hub', 'openai'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "[]\n"
