@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
-Tools = Sequence[Mapping[str, Json]] | None  # what a model may call (`models.prompts`)
+Chat = Sequence[Mapping[str, Json]]  # messages, or tools, as `models.prompts` has them
 Options = Any  # those of some backend; which it is, the recipe says
 
 
@@ -78,8 +78,7 @@ class Runtime(Protocol):
     def generate(
         self, prompt: Sequence[int], limit: int, choose: Choose | None = None
     ) -> Iterator[int]:
-        """At most ``limit`` token ids, the likeliest or those that ``choose`` picks; ends after an
-        end-of-text token (which it yields)."""
+        """At most ``limit`` ids, the likeliest or ``choose``'s; an end-of-text token ends them."""
 
     def close(self) -> None:
         """Free the model. The object is not used afterwards."""
@@ -94,9 +93,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, without special tokens."""
 
-    def render(
-        self, messages: Sequence[Mapping[str, Json]], ask: bool = True, tools: Tools = None
-    ) -> str:
+    def render(self, messages: Chat, ask: bool = True, tools: Chat | None = None) -> str:
         """A chat in the artifact's template; it may ``ask`` for an answer, and show ``tools``."""
 
 
