@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from phipipe.errors import TargetError
 from phipipe.models.any_model import ANY_MODEL
 from phipipe.steps import Json, Params, Step
 
@@ -111,15 +110,6 @@ class Codec(Protocol):
         Raises:
             StepFailed: the backend cannot store such rows so.
         """
-
-
-def absent(unit: str, seen: str) -> TargetError:
-    """The error for a machine without ``unit``; ``seen`` says who looked for it."""
-    return TargetError(
-        f"this machine has no {unit} that {seen} can use",
-        hint="measure on the device itself; `phipipe eval PACKAGE` evaluates the file here, on "
-        "the CPU",
-    )
 
 
 class Opener(Protocol):

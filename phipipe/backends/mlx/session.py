@@ -13,7 +13,7 @@ from mlx.utils import tree_map
 from mlx_lm import utils
 from mlx_lm.generate import generate_step
 
-from phipipe.backends.base import absent
+from phipipe.backends.absent import absent
 from phipipe.backends.choosing import Choose
 from phipipe.backends.mlx.kv_cache import is_on_cpu, quantized_cache
 from phipipe.models import tokenizer_files

@@ -13,8 +13,8 @@ import onnxruntime_genai as genai
 import psutil
 
 from phipipe import hardware
+from phipipe.backends.absent import absent
 from phipipe.backends.arrays import Array
-from phipipe.backends.base import absent
 from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.onnxruntime.layout import CONFIG, MODEL
 from phipipe.models import tokenizer_files

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
+from phipipe.backends.absent import absent
 from phipipe.backends.arrays import Array
-from phipipe.backends.base import absent
 from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.openvino.files import MODEL
 from phipipe.models import tokenizer_files
