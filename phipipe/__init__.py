@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from phipipe.api.measurements import Measurement as Measurement
     from phipipe.api.packages import Conversation as Conversation
     from phipipe.api.packages import Package as Package
+    from phipipe.api.packages import Server as Server
     from phipipe.api.plans import Plan as Plan
     from phipipe.api.plans import PlannedBuild as PlannedBuild
     from phipipe.api.plans import plan as plan
@@ -58,7 +59,7 @@ _HOMES = {
     "phipipe.api.runs": ("run",),
     "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
-    "phipipe.api.packages": ("Conversation", "Package"),
+    "phipipe.api.packages": ("Conversation", "Package", "Server"),
     "phipipe.api.measurements": ("ImportedSpeeds", "Measurement"),
     "phipipe.api.signatures": ("Trust", "sign", "verify"),
     "phipipe.api.figures": ("Figures",),

@@ -67,7 +67,7 @@ ROWS = (
     ("signing",),
     ("execution",),
     ("chat", "board"),
-    ("batch", "cluster", "tuning"),
+    ("batch", "cluster", "tuning", "serving"),
     ("diff",),
     ("api",),
     ("cli",),

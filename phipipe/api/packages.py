@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe.api import building, pages, workplace
+from phipipe.api import building, pages, serving, workplace
 from phipipe.api.building import Where
 from phipipe.api.events import OnProgress, Telling
 from phipipe.api.figures import Figures
@@ -22,6 +23,7 @@ from phipipe.package import package as packages
 from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
+from phipipe.serving.server import Server as Server
 from phipipe.signing import opening
 from phipipe.steps import Json
 from phipipe.visible import visible
@@ -137,6 +139,44 @@ class Package:
         return start.converse(
             self.path, place.settings, workplace.silent, system=system, tokens=tokens
         )
+
+    def serve(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        allow_origins: Sequence[str] = (),
+        context: int | None = None,
+        tokens: int = 1024,
+        waiting: int = 32,
+    ) -> Server:
+        """Serve the package to what speaks OpenAI's API, until the ``with`` block ends.
+
+        Args:
+            host: the address to listen on; one that others can reach needs a ``token``.
+            port: 0 for any that is free.
+            token: what clients must bring as their API key.
+            allow_origins: web pages that may ask from a browser.
+            context: tokens of a prompt with its answer, at most; None for the package's own.
+            tokens: the longest answer where a request does not say.
+            waiting: requests that may wait while one is answered.
+
+        Raises:
+            RecipeError: an argument makes no sense, or the port is in use.
+            ToolchainError: the extra ``serve`` or a toolchain cannot be had.
+            PhipipeError: as ``chat``.
+        """
+        options = serving.Options(
+            host=host,
+            port=port,
+            token=token,
+            origins=allow_origins,
+            context=context,
+            tokens=tokens,
+            waiting=waiting,
+        )
+        return serving.serve(self.path, options)
 
     def evaluate(
         self,

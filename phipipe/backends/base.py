@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from phipipe.errors import TargetError
 from phipipe.models.any_model import ANY_MODEL
 from phipipe.steps import Json, Params, Step
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from phipipe.backends.choosing import Choose
     from phipipe.backends.rules import Fixup, Rule
     from phipipe.backends.widths import Stored, Stores
     from phipipe.models.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Chosen = TypeVar("Chosen", bound=BaseModel)  # a backend's options, the recipe's `quantize:` section
+Chat = Sequence[Mapping[str, Json]]  # messages, or tools, as `models.prompts` has them
 Options = Any  # those of some backend; which it is, the recipe says
 
 
@@ -73,9 +74,10 @@ class Runtime(Protocol):
         """Logits of every position, float32 [len(tokens), vocabulary]; no state is kept between
         calls."""
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        """At most ``limit`` token ids, chosen greedily; ends after an end-of-text token (which it
-        yields)."""
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
+        """At most ``limit`` ids, the likeliest or ``choose``'s; an end-of-text token ends them."""
 
     def close(self) -> None:
         """Free the model. The object is not used afterwards."""
@@ -90,9 +92,8 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, without special tokens."""
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """A chat (``role``, ``content`` each) in the artifact's chat template, ready for the
-        answer."""
+    def render(self, messages: Chat, ask: bool = True, tools: Chat | None = None) -> str:
+        """A chat in the artifact's template; it may ``ask`` for an answer, and show ``tools``."""
 
 
 class Codec(Protocol):
@@ -109,15 +110,6 @@ class Codec(Protocol):
         Raises:
             StepFailed: the backend cannot store such rows so.
         """
-
-
-def absent(unit: str, seen: str) -> TargetError:
-    """The error for a machine without ``unit``; ``seen`` says who looked for it."""
-    return TargetError(
-        f"this machine has no {unit} that {seen} can use",
-        hint="measure on the device itself; `phipipe eval PACKAGE` evaluates the file here, on "
-        "the CPU",
-    )
 
 
 class Opener(Protocol):

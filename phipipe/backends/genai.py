@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phipipe.models import vocabulary_kinds
+from phipipe.steps import Json
 
 UNCUT = "GemmaTokenizer"  # the class of pieces that onnxruntime-genai does not cut at spaces
 
@@ -53,6 +54,12 @@ class GenaiTokenizer:
         # SentencePiece's mark of a first word
         return str(self._tokenizer.decode(list(ids))).removeprefix(" ")
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        ask: bool = True,
+        tools: Sequence[Mapping[str, Json]] | None = None,
+    ) -> str:
         chat = json.dumps([dict(message) for message in messages])
-        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))
+        more = {} if tools is None else {"tools": json.dumps([dict(tool) for tool in tools])}
+        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=ask, **more))

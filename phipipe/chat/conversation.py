@@ -3,25 +3,17 @@ own."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import queue
 import re
-import subprocess
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from phipipe.chat import process
-from phipipe.errors import PhipipeError, RecipeError, decoded
-from phipipe.processes.children import own_group, python_command, read_lines, reap
+from phipipe.chat.peer import Peer
+from phipipe.errors import RecipeError, decoded
 from phipipe.settings import Settings
 from phipipe.steps import Json
 
 SERVE = "from phipipe.chat.exchange import serve; serve()"
-STOP_S = 5.0  # how long a process may take to end after it was killed
 
 OnText = Callable[[str], object]
 """A function that gets an answer piece by piece."""
@@ -47,39 +39,7 @@ class Conversation:
         """
         self.messages: list[dict[str, str]] = []
         self.notes: list[str] = []
-        self._request, self._limit = request, process.memory_limit(settings)
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="phipipe-chat-", ignore_cleanup_errors=True
-        )
-        self._home = Path(self._folder.name)
-        self._process: subprocess.Popen[str] | None = None
-        try:
-            self._process = self._started(python, settings, call)
-            self._until("ready")
-        except BaseException:
-            self.close()
-            raise
-
-    def _started(self, python: Path, settings: Settings, call: str) -> subprocess.Popen[str]:
-        home = self._home
-        (home / process.REQUEST).write_text(json.dumps(dict(self._request)), "utf-8")
-        try:
-            started = subprocess.Popen(
-                python_command(python, call, str(home)),
-                cwd=home,
-                env=process.environment_in(home, settings),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # what is said before ``log.txt`` is there
-                encoding="utf-8",
-                **own_group(),
-            )
-        except OSError as error:
-            raise process.unstartable(error, self._request) from None
-        reading = (started.stdout, self._lines)
-        threading.Thread(target=read_lines, args=reading, daemon=True).start()
-        return started
+        self._peer: Peer | None = Peer(python, request, settings, call)
 
     def ask(self, prompt: str, on_text: OnText | None = None) -> str:
         """Ask, and return the whole answer. Control characters in it are escaped.
@@ -121,10 +81,9 @@ class Conversation:
 
     def close(self) -> None:
         """End the conversation. Twice is fine."""
-        if self._process is not None:
-            reap(self._process, (), STOP_S)
-            self._process = None
-        self._folder.cleanup()
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            peer.close()
 
     def __enter__(self) -> Conversation:
         return self
@@ -147,53 +106,25 @@ class Conversation:
             raise
 
     def _send(self, message: Mapping[str, Json]) -> None:
-        running = self._running()
-        assert running.stdin is not None  # a pipe
-        try:
-            running.stdin.write(f"{json.dumps(message)}\n")
-            running.stdin.flush()
-        except OSError:
-            raise self._died("") from None
+        self._begun().send(message)
 
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None:
+    def _begun(self) -> Peer:
+        if self._peer is None:
             raise RecipeError("the conversation has ended", hint="begin another")
-        return self._process
+        return self._peer
 
-    def _until(self, last: str, heard: OnText | None = None) -> Json:
+    def _until(self, last: str, heard: OnText) -> Json:
         """What the message ``last`` says, after those that come before it."""
         while True:
-            message = self._next()
+            message = self._begun().next()
             if last in message:
                 return message[last]
             if "error" in message:
                 raise decoded(message["error"])
             if "note" in message:
                 self.notes.append(message["note"])
-            elif heard is not None:
+            else:
                 heard(message["text"])
-
-    def _next(self) -> dict[str, Json]:
-        """The next message; the process is watched while it is waited for."""
-        while True:
-            try:
-                line = self._lines.get(timeout=process.SAMPLE_S)
-            except queue.Empty:
-                if verdict := self._limit.verdict(self._running().pid):
-                    raise self._died(verdict) from None
-                continue
-            if not line:
-                raise self._died("")
-            message: dict[str, Json] = json.loads(line)
-            return message
-
-    def _died(self, verdict: str) -> PhipipeError:
-        """Why there will be no more messages."""
-        running = self._running()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(0 if verdict else STOP_S)
-        reap(running, (), STOP_S)
-        return process.died(self._home, running.returncode or 0, verdict, self._request)
 
 
 def check_prompt(prompt: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from phipipe.chat import screen
@@ -19,8 +19,9 @@ from phipipe.processes import children, prohibitions
 from phipipe.steps import Json
 
 
-def serve() -> None:
-    """In a process of its own: the conversation of ARGV[1]/request.json.
+def serve(hold: Callable[[Mapping[str, Json]], None] | None = None) -> None:
+    """In a process of its own: the conversation of ARGV[1]/request.json, or what ``hold`` does with
+    that request.
 
     request  {"folder", "backend", "toolchain", "system", "tokens"}: see ``serve.open_talk``
     stdin    {"prompt"} or {"reset"}
@@ -35,9 +36,9 @@ def serve() -> None:
     request = json.loads((home / "request.json").read_text("utf-8"))
     try:
         with refusing("the chat failed", f"phipipe verify {request['folder']}"):
-            _converse(request)
+            (hold or _converse)(request)
     except PhipipeError as error:
-        _say(error=explained(error))
+        tell(error=explained(error))
     except BrokenPipeError:  # nobody listens any more
         pass
     os._exit(0)  # runtimes have crashed when taken down: there is nothing left to do
@@ -47,7 +48,7 @@ def _converse(request: Mapping[str, Json]) -> None:
     folder, backend = Path(request["folder"]), request["backend"]
     talk = open_talk(folder, backend, request["tokens"], request["system"])
     talk.show, talk.say = _piece, _note
-    _say(ready=True)
+    tell(ready=True)
     for line in sys.stdin:
         _obey(talk, json.loads(line))
 
@@ -56,17 +57,18 @@ def _obey(talk: Talk, asked: Mapping[str, Json]) -> None:
     if "reset" in asked:
         talk.reset()
     else:
-        _say(end=talk.answer(asked["prompt"]))
+        tell(end=talk.answer(asked["prompt"]))
 
 
 def _piece(text: str) -> None:
-    _say(text=text)
+    tell(text=text)
 
 
 def _note(line: str) -> None:
     """What there is to say of an answer, without its brackets and the command line's advice."""
-    _say(note=line.strip("[]").partition(";")[0])
+    tell(note=line.strip("[]").partition(";")[0])
 
 
-def _say(**message: Json) -> None:
+def tell(**message: Json) -> None:
+    """A message to who started this process."""
     screen.show(f"{json.dumps(message)}\n")

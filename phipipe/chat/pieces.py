@@ -48,3 +48,12 @@ def decoded(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str |
         if error.kind == "UnicodeDecodeError":
             return None
         raise StepFailed(f"the package's tokenizer cannot decode an answer: {error}") from None
+
+
+def ended(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> bool:
+    """Whether the model itself ended the answer ``ids``: its end token shows nothing. (So does the
+    second byte of a character of three.)"""
+    text = decoded(decode, ids) if ids else ""
+    if not text:
+        return text is not None
+    return not text.endswith(INCOMPLETE) and text == decoded(decode, ids[:-1])

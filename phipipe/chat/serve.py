@@ -21,6 +21,7 @@ from phipipe.chat.lines import converse
 from phipipe.chat.talk import INTERRUPTED, OK, Talk, refusing
 from phipipe.errors import PhipipeError, RecipeError, encoded
 from phipipe.package.manifest import read_manifest
+from phipipe.package.manifest_schema import Manifest
 from phipipe.processes import children, interrupts, prohibitions
 from phipipe.steps import Json
 from phipipe.visible import visible
@@ -71,11 +72,19 @@ def open_talk(folder: Path, backend: str, limit: int, system: str | None) -> Tal
     return Talk(
         runtime=runtime,
         tokenizer=tokenizer,
-        context=manifest.source.context_length,
+        context=context_of(manifest),
         limit=limit,
         system=system if manifest.chat_template else None,
         template=manifest.chat_template is not None,
     )
+
+
+def context_of(manifest: Manifest) -> int:
+    """Tokens of a prompt with its answer: what the model was trained for, or the less that the
+    artifact's cache was built with."""
+    built = [step.params.get("context_length") for step in manifest.steps.values()]
+    fixed = [length for length in built if isinstance(length, int) and length > 0]
+    return min([manifest.source.context_length, *fixed])
 
 
 def serve() -> None:

@@ -37,7 +37,7 @@ def start(
         StepFailed: its runtime refuses it.
         StepKilled: its process was ended: memory, signal.
     """
-    request, installed = _opened(folder, settings, note, system, tokens)
+    request, installed = opened(folder, settings, note, system, tokens)
     return process.hold(installed.python, {**request, "prompt": prompt}, settings)
 
 
@@ -54,18 +54,22 @@ def converse(
     Raises:
         PhipipeError: as ``start``.
     """
-    request, installed = _opened(folder, settings, note, system, tokens)
+    request, installed = opened(folder, settings, note, system, tokens)
     return Conversation(installed.python, request, settings)
 
 
-def _opened(
+def opened(
     folder: Path,
     settings: Settings,
     note: Callable[[str], None],
     system: str | None,
     tokens: int,
 ) -> tuple[dict[str, Json], Installed]:
-    """What a chat's process is asked for, and its toolchain, once the package has passed."""
+    """What a chat's process is asked for, and its toolchain, once the package has passed.
+
+    Raises:
+        SourceError, ToolchainError: as ``start``.
+    """
     manifest = opening.open_(folder, note)
     name = backends.load(manifest.backend).toolchain
     installed = environments.ensure(name, settings, note)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 
 from phipipe.backends.base import Runtime, Tokenizer
-from phipipe.chat.pieces import decoded, pieces
+from phipipe.backends.choosing import Choose
+from phipipe.chat.pieces import ended, pieces
 from phipipe.chat.screen import say, show
 from phipipe.errors import PhipipeError, StepFailed, StepKilled, ToolchainError
 from phipipe.sandbox.child import NO_MEMORY
@@ -58,8 +59,9 @@ class Talk:
         shown: list[str] = []
         answered: list[int] = []
         try:
-            with _closing(self._generated(ids)) as tokens:
-                for piece in pieces(self.tokenizer.decode, _noted(tokens, answered)):
+            room = min(self.limit, self.context - len(ids))
+            with closing(generated(self.runtime, ids, room)) as tokens:
+                for piece in pieces(self.tokenizer.decode, noted(tokens, answered)):
                     shown.append(piece)
                     self.show(visible(piece))
             self.show("\n")
@@ -68,18 +70,6 @@ class Talk:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(shown)}]
         self._explain_ending(ids, answered)
         return True
-
-    def _generated(self, ids: Sequence[int]) -> Generator[int, None, None]:
-        what = "the package's runtime cannot answer"
-        with refusing(what):
-            answer = self.runtime.generate(ids, min(self.limit, self.context - len(ids)))
-        with _closing(answer) as tokens:
-            while True:
-                with refusing(what):
-                    token = next(tokens, None)
-                if token is None:
-                    return
-                yield token
 
     def _ids(self, asked: Sequence[Mapping[str, str]]) -> list[int]:
         text = asked[-1]["content"]
@@ -92,20 +82,13 @@ class Talk:
                 raise StepFailed(
                     f"the package's chat template refuses this conversation: {error}", hint=hint
                 ) from None
-        with refusing("the package's tokenizer refuses this text"):
-            ids = self.tokenizer.encode(text)
-        if not ids:
-            raise StepFailed("the package's tokenizer makes no tokens of this text")
-        return ids
+        return encoded(self.tokenizer, text)
 
     def _explain_ending(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Say so where it was not the model that ended the answer."""
-        decode = self.tokenizer.decode
-        # An end token shows nothing.
-        ended = not answer or decoded(decode, answer) == decoded(decode, answer[:-1])
         if len(prompt) + len(answer) >= self.context:
             self.say(f"[the model's context of {self.context} tokens is full]")
-        elif len(answer) >= self.limit and not ended:
+        elif len(answer) >= self.limit and not ended(self.tokenizer.decode, answer):
             self.say(f"[cut after {self.limit} tokens; --tokens allows more]")
 
     def reset(self) -> None:
@@ -113,7 +96,43 @@ class Talk:
         self.messages = []
 
 
-def _noted(tokens: Iterable[int], notes: list[int]) -> Iterator[int]:
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of ``text``, at least one.
+
+    Raises:
+        StepFailed: the tokenizer refuses it, or makes nothing of it.
+        SourceError: it takes more than it may.
+    """
+    with refusing("the package's tokenizer refuses this text"):
+        ids = tokenizer.encode(text)
+    if not ids:
+        raise StepFailed("the package's tokenizer makes no tokens of this text")
+    return ids
+
+
+def generated(
+    runtime: Runtime, ids: Sequence[int], room: int, choose: Choose | None = None
+) -> Generator[int, None, None]:
+    """The tokens of an answer to ``ids``, at most ``room``, as they come.
+
+    Raises:
+        PhipipeError: the runtime cannot answer.
+    """
+    what = "the package's runtime cannot answer"
+    with refusing(what):
+        answer = (
+            runtime.generate(ids, room) if choose is None else runtime.generate(ids, room, choose)
+        )
+    with closing(answer) as tokens:
+        while True:
+            with refusing(what):
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield token
+
+
+def noted(tokens: Iterable[int], notes: list[int]) -> Iterator[int]:
     """The ``tokens``, each written into ``notes`` as it comes."""
     for token in tokens:
         notes.append(token)
@@ -121,7 +140,7 @@ def _noted(tokens: Iterable[int], notes: list[int]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _closing(tokens: Iterator[int]) -> Iterator[Iterator[int]]:
+def closing(tokens: Iterator[int]) -> Iterator[Iterator[int]]:
     """Ends a generator that is left early, so that its runtime can free what it holds."""
     try:
         yield tokens

@@ -47,6 +47,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "eval": documents.Built,
     "measure": Board,
     "compare": Board,
+    "serve": documents.Served,
     "verify": documents.Verified,
     "sign": documents.Signed,
     "init": recipes.Started,

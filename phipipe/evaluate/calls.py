@@ -63,6 +63,39 @@ def is_valid(answer: str, tools: Sequence[Mapping[str, Json]]) -> bool:
         return False
 
 
+def split(
+    answer: str, tools: Sequence[Mapping[str, Json]]
+) -> tuple[str, list[tuple[str, Mapping[str, Json]]]]:
+    """``answer`` as the text before its calls, and each call's name and arguments.
+
+    Where what stands there is no call of one of ``tools``, all of it is text. Whether arguments fit
+    is not looked at: an application that is told of them can answer that.
+    """
+    known = functions(tools)
+    try:
+        read = [_named(call, known) for call in _calls(answer)]
+    except (ValueError, RecursionError):
+        read = []
+    named = [call for call in read if call is not None]
+    if not named or len(named) < len(read):
+        return answer, []
+    first = _MARKED.search(answer)
+    return (answer[: first.start()].rstrip() if first else ""), named
+
+
+def _named(
+    call: Json, known: Mapping[str, Mapping[str, Json]]
+) -> tuple[str, Mapping[str, Json]] | None:
+    """Name and arguments of a ``call`` to what is ``known``; None for anything else."""
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    given = [call[name] for name in ARGUMENTS if name in call]
+    arguments = given[0] if given else {}
+    if call["name"] not in known or len(given) > 1 or not isinstance(arguments, dict):
+        return None
+    return call["name"], arguments
+
+
 def _calls(answer: str) -> Iterator[Json]:
     """Every call in ``answer``, as it stands there.
 
@@ -94,14 +127,8 @@ def _refused(constant: str) -> Json:
 
 
 def _is_call(call: Json, known: Mapping[str, Mapping[str, Json]]) -> bool:
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return False
-    tool = known.get(call["name"])
-    given = [call[name] for name in ARGUMENTS if name in call]
-    if tool is None or len(given) > 1:
-        return False
-    arguments = given[0] if given else {}
-    return isinstance(arguments, dict) and fits(arguments, schema_of(tool))
+    named = _named(call, known)
+    return named is not None and fits(named[1], schema_of(known[named[0]]))
 
 
 def schema_of(tool: Mapping[str, Json]) -> Mapping[str, Json]:

@@ -9,7 +9,7 @@ twice as many before its answer counts as one that does not: another wording may
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from phipipe.evaluate import answers, calls, original, reports
 from phipipe.evaluate.answer_reports import Answers, LeftOut, Question, Questions, Reply
 from phipipe.evaluate.answers import Judged
 from phipipe.files.json_files import shown
-from phipipe.models import prompts, stop_tokens
+from phipipe.models import prompts, stop_tokens, tool_prompts
 from phipipe.models import tokenizer as transformers_tokenizer
 from phipipe.models.layerwise_memory import TOGETHER
 from phipipe.models.prompts import Prompt
@@ -28,8 +28,6 @@ from phipipe.sandbox.tokenizer import LimitedTokenizer
 from phipipe.steps import Inputs, Json, Params
 
 ROOM = 2  # times ``new_tokens`` that an answer may take which the original ends
-# What a template says in which tools stand in the system message, where a chat has none.
-WITH_TOOLS = "You are a helpful assistant with some tools."
 SHORTER = "change the prompts, lower `evaluate.generate.new_tokens`, or raise `context`"
 IGNORED = "the original's chat template shows no tools"
 
@@ -86,7 +84,7 @@ def _askable(
     """The prompts as a ``Question`` has them; what cannot be asked is noted."""
     for chat in chats:
         try:
-            text, tools = _rendered(tokenizer, chat)
+            text, tools = tool_prompts.rendered(tokenizer, chat.messages, chat.tools)
             ids = tokenizer.encode(text)
             why = _too_long(ids, int(params["new_tokens"]), int(params["context"]))
         except Raised as refusal:
@@ -119,35 +117,6 @@ def _left_out(line: int, why: str, params: Params) -> LeftOut:
     if params["strict"]:
         raise SourceError(f"the prompt in line {line} cannot be asked: {why}", hint=SHORTER)
     return LeftOut(line=line, why=why)
-
-
-def _rendered(tokenizer: LimitedTokenizer, chat: Prompt) -> tuple[str, list[dict[str, Json]]]:
-    """The prompt in the template, and the tools that it shows: as templates are given them today,
-    or as Phi-4-mini's takes them, in the system message."""
-    plain = tokenizer.render(chat.messages)
-    if not chat.tools:
-        return plain, []
-    tools, names = [dict(tool) for tool in chat.tools], prompts.functions(chat.tools)
-    told, rest = {"role": "system", "content": WITH_TOOLS}, list(chat.messages)
-    if rest[0]["role"] == "system":
-        told, *rest = [dict(rest[0]), *rest[1:]]
-    inside = [{**told, "tools": json.dumps(list(names.values()), ensure_ascii=False)}, *rest]
-    for messages, given in ((chat.messages, tools), (inside, None)):
-        text = _tried(tokenizer, messages, given)
-        if text is not None and text != plain and all(name in text for name in names):
-            return text, tools
-    return plain, []
-
-
-def _tried(
-    tokenizer: LimitedTokenizer,
-    messages: Sequence[Mapping[str, Json]],
-    tools: list[dict[str, Json]] | None,
-) -> str | None:
-    try:
-        return tokenizer.render(messages, tools=tools)
-    except Raised:  # it knows no tools, or no system message
-        return None
 
 
 def _answered(

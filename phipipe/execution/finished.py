@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from phipipe import backends, hardware
-from phipipe.backends.base import AnyBackend, Job, absent
+from phipipe.backends.absent import absent
+from phipipe.backends.base import AnyBackend, Job
 from phipipe.errors import RecipeError, SourceError, TargetError
 from phipipe.evaluate import reference, reports
 from phipipe.files import json_files

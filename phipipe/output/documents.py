@@ -240,6 +240,17 @@ class Signed:
     signer: Signer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A server over a package: ``base_url`` is what OpenAI clients take as such, ``model`` the name
+    that requests give; ``context`` in tokens, answer included."""
+
+    package: str
+    base_url: str
+    model: str
+    context: int
+
+
 # --- as JSON
 
 

@@ -23,7 +23,7 @@ from testing import small_package
 from phipipe import backends
 from phipipe.chat import lines as chat_lines
 from phipipe.chat import pieces as chat_pieces
-from phipipe.chat import process
+from phipipe.chat import process, serve
 from phipipe.chat.lines import converse
 from phipipe.chat.pieces import pieces
 from phipipe.chat.serve import main
@@ -195,6 +195,11 @@ def test_an_answer_that_ends_just_at_the_limit_was_not_cut(
     assert capsys.readouterr().err == ""
 
 
+def test_an_answer_cut_within_a_character_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Parrot("ab🙂"), limit=4).once("hi")
+    assert capsys.readouterr() == ("ab\ufffd\n", "[cut after 4 tokens; --tokens allows more]\n")
+
+
 def test_a_full_context_ends_the_answer_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = len(Bytes().render([{"role": "user", "content": "hi"}]))
     talk(Parrot("abcdef"), context=prompt + 3).once("hi")
@@ -346,6 +351,17 @@ def test_main_reads_prompts_line_by_line(
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
     assert main(folder, "parrot", None, 50, None) == 0
     assert capsys.readouterr().out == "hello\nhello\n"
+
+
+def test_a_cache_that_was_built_shorter_is_the_context(tmp_path: Path) -> None:
+    described = small_package.described(context_length=100)
+    step = described["steps"]["source"]
+    for length, context in ((60, 60), (200, 100), ("60", 100)):
+        described["steps"]["convert"] = {**step, "params": {"context_length": length}}
+        folder = tmp_path / f"{length}-{context}"
+        folder.mkdir()
+        manifest.seal(folder, described)
+        assert serve.context_of(manifest.read_manifest(folder)) == context
 
 
 def test_main_closes_the_model_whatever_happens(folder: Path) -> None:

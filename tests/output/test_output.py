@@ -179,6 +179,7 @@ def test_a_wrong_option_is_told_in_json_too(run: Run, words: Sequence[str], wron
         (("eval", "nope"), 8),
         (("measure", "nope"), 8),
         (("compare", "nope"), 8),
+        (("serve", "nope"), 8),
         (("verify", "nope"), 8),
         (("init", "bad.yaml"), 2),
         (("batch", "empty"), 2),

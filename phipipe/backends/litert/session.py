@@ -19,6 +19,7 @@ from ai_edge_litert.options import CpuOptions, Options
 from ai_edge_litert.tensor_buffer import TensorBuffer
 
 from phipipe import hardware
+from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.litert.bundled import bundled
 from phipipe.backends.litert.layout import BUNDLE, MODEL, ends
 from phipipe.errors import StepFailed
@@ -80,9 +81,11 @@ class Session:
         rows = [self._decode(token, position) for position, token in enumerate(tokens)]
         return np.stack(rows)
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         """At most ``limit`` ids, fewer where the cache is full; the prompt goes through the prefill
-        signature.
+        signature. ``choose``: see ``Runtime``.
 
         Raises:
             StepFailed: the prompt is longer than the cache.
@@ -91,7 +94,7 @@ class Session:
         self._fill(prompt[:-1])
         token = prompt[-1]
         for position in range(len(prompt) - 1, min(len(prompt) - 1 + limit, self._context)):
-            token = int(self._decode(token, position).argmax())
+            token = picked(self._decode(token, position), choose)
             yield token
             if token in self._ends:
                 return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import llama_cpp
 
-from phipipe.backends.base import absent
+from phipipe.backends.absent import absent
 from phipipe.errors import StepFailed
 
 

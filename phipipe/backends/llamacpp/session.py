@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phipipe import hardware
+from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.llamacpp.model import Model
 from phipipe.errors import StepFailed
 
@@ -66,7 +67,9 @@ class Session:
             )
         return rows
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         self._fresh(len(prompt) + limit, exact=False)
         tokens, position = list(prompt), 0
         for _ in range(limit):
@@ -74,7 +77,7 @@ class Session:
                 self._decode(tokens[start : start + BATCH], position + start, every=False)
             position += len(tokens)
             pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
-            token = int(np.ctypeslib.as_array(pointer, (self._vocabulary,)).argmax())
+            token = picked(np.ctypeslib.as_array(pointer, (self._vocabulary,)), choose)
             yield token
             if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
                 return

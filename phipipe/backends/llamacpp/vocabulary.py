@@ -11,6 +11,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from phipipe.backends.llamacpp.model import Model
 from phipipe.errors import StepFailed
+from phipipe.steps import Json
 
 
 class Vocabulary:
@@ -41,14 +42,23 @@ class Vocabulary:
         )
         return buffer.raw[: max(count, 0)].decode("utf-8", "replace")
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        ask: bool = True,
+        tools: Sequence[Mapping[str, Json]] | None = None,
+    ) -> str:
         template = self._model.meta("tokenizer.chat_template")
         if template is None:
             raise StepFailed("the GGUF has no chat template")
         formatter = Jinja2ChatFormatter(
-            template, eos_token=self._text("eos"), bos_token=self._text("bos")
+            template,
+            eos_token=self._text("eos"),
+            bos_token=self._text("bos"),
+            add_generation_prompt=ask,
         )
-        return str(formatter(messages=[dict(m) for m in messages]).prompt)
+        given = None if tools is None else [dict(tool) for tool in tools]
+        return str(formatter(messages=[dict(m) for m in messages], tools=given).prompt)
 
     def _text(self, name: str) -> str:
         token = getattr(llama_cpp, f"llama_vocab_{name}")(self._model.vocab)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +13,8 @@ from mlx.utils import tree_map
 from mlx_lm import utils
 from mlx_lm.generate import generate_step
 
-from phipipe.backends.base import absent
+from phipipe.backends.absent import absent
+from phipipe.backends.choosing import Choose
 from phipipe.backends.mlx.kv_cache import is_on_cpu, quantized_cache
 from phipipe.models import tokenizer_files
 
@@ -71,9 +72,14 @@ class Session:
             _compute_with_numpy(model)
         return model
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         model = self._as_it_is()
-        for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=limit):
+        sampler = None if choose is None else _sampler(choose)
+        for token, _ in generate_step(
+            mx.array(list(prompt)), model, max_tokens=limit, sampler=sampler
+        ):
             yield int(token)
             if int(token) in self._ends:
                 return
@@ -81,6 +87,11 @@ class Session:
     def close(self) -> None:
         self._model = self._wide = None
         mx.clear_cache()
+
+
+def _sampler(choose: Choose) -> Callable[[mx.array], mx.array]:
+    """``choose`` as mlx-lm takes it: log-probabilities [1, vocabulary] → ids [1]."""
+    return lambda row: mx.array([choose(np.array(row[0].astype(mx.float32)))])
 
 
 def _in_fp32(value: mx.array) -> mx.array:

@@ -13,8 +13,9 @@ import onnxruntime_genai as genai
 import psutil
 
 from phipipe import hardware
+from phipipe.backends.absent import absent
 from phipipe.backends.arrays import Array
-from phipipe.backends.base import absent
+from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.onnxruntime.layout import CONFIG, MODEL
 from phipipe.models import tokenizer_files
 from phipipe.steps import Json
@@ -58,29 +59,38 @@ class Session:
         )
         return output
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         ends = set(tokenizer_files.end_ids(self._config["eos_token_id"]))
         if (
             self._provider == PROVIDERS["cpu"]
             and self._config["decoder"]["session_options"]["provider_options"]
         ):
-            return self._by_logits(prompt, limit, ends)
-        return self._by_genai(prompt, limit, ends)
+            return self._by_logits(prompt, limit, ends, choose)
+        return self._by_genai(prompt, limit, ends, choose)
 
-    def _by_logits(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
+    def _by_logits(
+        self, prompt: Sequence[int], limit: int, ends: set[int], choose: Choose | None
+    ) -> Iterator[int]:
         """A GPU's graph on the CPU: onnxruntime-genai would ask for the GPU, and cannot decode fp16
         caches here."""
         tokens = list(prompt)
         for _ in range(min(limit, self._config["context_length"] - len(tokens))):
-            tokens.append(int(self.logits(tokens)[-1].argmax()))
+            tokens.append(picked(self.logits(tokens)[-1], choose))
             yield tokens[-1]
             if tokens[-1] in ends:
                 return
 
-    def _by_genai(self, prompt: Sequence[int], limit: int, ends: set[int]) -> Iterator[int]:
+    def _by_genai(
+        self, prompt: Sequence[int], limit: int, ends: set[int], choose: Choose | None
+    ) -> Iterator[int]:
         generator, room = self._generator(len(prompt), limit)
         generator.append_tokens(list(prompt))
-        yield from _greedy(generator, room, ends)
+        if choose is None:
+            yield from _greedy(generator, room, ends)
+        else:
+            yield from _chosen(generator, room, ends, choose)
 
     def look(self, picture: Path, prompt: str) -> npt.NDArray[np.float32]:
         """Logits of every position of ``prompt`` with the picture in it, float32 [n,
@@ -134,6 +144,15 @@ def _greedy(generator: genai.Generator, room: int, ends: set[int]) -> Iterator[i
         yield token
         if token in ends:
             return
+
+
+def _chosen(generator: genai.Generator, room: int, ends: set[int], choose: Choose) -> Iterator[int]:
+    for _ in range(room):
+        token = choose(generator.get_logits()[0, -1].astype("float32", copy=False))
+        yield token
+        if token in ends:
+            return
+        generator.append_tokens([token])
 
 
 def _check_provider(provider: str) -> None:

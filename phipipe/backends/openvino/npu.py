@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openvino
 
-from phipipe.backends.base import absent
+from phipipe.backends.absent import absent
 from phipipe.backends.openvino import tokenizer
 from phipipe.backends.openvino.options import PIPELINE
 from phipipe.backends.openvino.pipeline import Pipeline

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import openvino
 import openvino_genai
 
+from phipipe.backends.choosing import Choose
 from phipipe.errors import StepFailed
 
 
@@ -25,8 +26,16 @@ class Pipeline:
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         raise StepFailed("openvino-genai's pipeline yields tokens, and no logits")
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
-        """Tokens as they come."""
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
+        """Tokens as they come.
+
+        Raises:
+            StepFailed: they are to be chosen otherwise than greedily.
+        """
+        if choose is not None:
+            raise StepFailed("openvino-genai's pipeline gives no logits to choose tokens by")
         ids = openvino.Tensor(np.asarray(prompt, np.int64)[None])
         config = greedy(self._pipeline.get_generation_config(), limit)
         yield from streamed(lambda streamer: self._pipeline.generate(ids, config, streamer))

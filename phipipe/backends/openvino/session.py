@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
+from phipipe.backends.absent import absent
 from phipipe.backends.arrays import Array
-from phipipe.backends.base import absent
+from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.openvino.files import MODEL
 from phipipe.models import tokenizer_files
 
@@ -83,11 +84,13 @@ class Session:
         ]
         return np.concatenate(parts)
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         self._request.reset_state()
         pending, done = list(prompt), 0
         for _ in range(limit):
-            token = int(self._run(self._feeds(pending, done))[-1].argmax())
+            token = picked(self._run(self._feeds(pending, done))[-1], choose)
             yield token
             if token in self._ends:
                 return

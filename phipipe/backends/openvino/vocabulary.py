@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import openvino_genai
 
+from phipipe.steps import Json
+
 
 class GenaiTokenizer:
     """For a limited child: ``Tokenizer`` as openvino-genai reads it; it does not load the
@@ -21,6 +23,14 @@ class GenaiTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Json]],
+        ask: bool = True,
+        tools: Sequence[Mapping[str, Json]] | None = None,
+    ) -> str:
         chat = [dict(message) for message in messages]
-        return str(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True))
+        given = None if tools is None else [dict(tool) for tool in tools]
+        return str(
+            self._tokenizer.apply_chat_template(chat, add_generation_prompt=ask, tools=given)
+        )

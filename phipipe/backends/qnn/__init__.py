@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from phipipe.algorithms import olive
 from phipipe.backends import genai, widths
-from phipipe.backends.base import Backend, Codec, Finer, Job, absent
+from phipipe.backends.absent import absent
+from phipipe.backends.base import Backend, Codec, Finer, Job
 from phipipe.backends.qnn.options import ADVICE, Options
 from phipipe.backends.qnn.rules import EMULATED_PARAMETERS, RULES
 from phipipe.backends.qnn.sizes import STORES, parts_of, sizes, weight_bits

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from phipipe.backends.choosing import Choose, picked
 from phipipe.backends.qnn import htp
 from phipipe.backends.qnn.stages import EMBEDDING, facts_of, name_of, stages
 from phipipe.errors import StepFailed
@@ -126,14 +127,16 @@ class Session:
         read = [self.run(caches, tokens[i : min(i + step, prompt)]) for i in range(0, prompt, step)]
         return np.concatenate([*read, *(self.run(caches, [token]) for token in tokens[prompt:])])
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         caches, step = self._caches(), self.facts["prompt_length"]
         for i in range(0, len(prompt), step):
             logits = self.run(caches, prompt[i : i + step])
         # the last chunk's empty places count: they are in the caches, too
         taken = -(-len(prompt) // step) * step
         for _ in range(min(limit, self.facts["context_length"] - taken)):
-            token = int(logits[-1].argmax())
+            token = picked(logits[-1], choose)
             yield token
             if token in self.facts["ends"]:
                 return

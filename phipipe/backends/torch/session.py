@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from phipipe.backends.choosing import Choose
 from phipipe.backends.torch import packing
 from phipipe.errors import StepFailed
 from phipipe.models import tokenizer_files
@@ -32,13 +33,16 @@ class Session:
             )
         return rows
 
-    def generate(self, prompt: Sequence[int], limit: int) -> Iterator[int]:
+    def generate(
+        self, prompt: Sequence[int], limit: int, choose: Choose | None = None
+    ) -> Iterator[int]:
         ids, cache = torch.tensor([list(prompt)]), None
         for _ in range(limit):
             with torch.inference_mode():
                 output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            token = int(output.logits[0, -1].argmax())
+            last = output.logits[0, -1]
+            token = int(last.argmax()) if choose is None else choose(last.float().numpy())
             yield token
             if token in self._ends:
                 return
