@@ -279,6 +279,8 @@ class Backend(Generic[Chosen]):
     codec: Callable[[Params], Codec] | None = None
     """What its files hold of a weight that ``stores`` knows: called inside its toolchain with
     ``Job.codec_params`` of an int4 build."""
+    library: str = ""  # what loads its packages, as the hub calls it; empty: the backend's own name
+    hub_tags: tuple[str, ...] = ()  # by which the hub's users find such files
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

@@ -40,6 +40,18 @@ class Unreachable(SourceError):
     """The other side could not be asked, so that nothing is known: later it may answer."""
 
 
+class NotThere(SourceError):
+    """The other side was asked, and has no such repository; or shows it to others alone."""
+
+
+class NoRevision(SourceError):
+    """The other side has the repository, and no such branch, tag or commit of it."""
+
+
+class OtherBytes(SourceError):
+    """What came is not what its publisher says it is."""
+
+
 class Fault(Exception):
     """Something that may pass: try again, after ``wait_s`` if the server said so, at most
     ``attempts`` times."""

@@ -752,6 +752,14 @@ def test_the_front_matter_is_what_the_hub_reads(cooked: Path, kitchen: Kitchen) 
     assert f"at commit `{commit}`" in text
 
 
+def test_the_card_names_what_the_hub_calls_each_runtime(kitchen: Kitchen) -> None:
+    front = front_matter(kitchen.card())
+    assert front["library_name"] == "onnxruntime-genai"
+    assert {"phipipe", "onnxruntime", "int4", "onnx", "conversational"} <= set(front["tags"])
+    known = {"gguf", "onnxruntime-genai", "openvino", "mlx", "litert-lm", "transformers"}
+    assert {backends.load(name).library or name for name in backends.names()} == known
+
+
 def without_chat(k: Kitchen) -> None:
     for folder in (k.artifact, k.source):
         (folder / "chat_template.jinja").unlink()
