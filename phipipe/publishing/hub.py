@@ -16,7 +16,7 @@ from phipipe.hub.writing import Shown
 from phipipe.package.manifest import MAX_BYTES
 from phipipe.publishing import eval_results
 from phipipe.publishing.place import OnBytes, Seen
-from phipipe.publishing.sealed import Item, Sealed, described, paths_of
+from phipipe.publishing.sealed import Item, Sealed, described, entries_of
 from phipipe.recipe.addresses import HubAddress
 
 HUBS_OWN = (".gitattributes",)  # what a repository is made with
@@ -51,7 +51,8 @@ class HubPlace:
         if raw is None or found is None:
             foreign = tuple(sorted(set(files) - {*HUBS_OWN}))
             return Seen(foreign=foreign, private=self._shown.private)
-        listed = {*paths_of(found), papers.MANIFEST, *papers.ATTACHED, eval_results.PATH}
+        paths = (path for path, _ in entries_of(found))
+        listed = {*paths, papers.MANIFEST, *papers.ATTACHED, eval_results.PATH}
         self._old = frozenset(listed & set(files))
         return Seen(raw, str(found["digest"]), private=self._shown.private)
 
@@ -143,6 +144,9 @@ class HubPlace:
 
     def _first(self, package: Sealed) -> str:
         return f"`{self.missing(package)[0].path}` has another content, or is missing"
+
+    def tidy(self, package: Sealed) -> None:
+        """As ``Place.tidy``: a commit leaves nothing undone."""
 
     def described(self) -> Mapping[str, Published]:
         """As ``Place.described``."""

@@ -57,6 +57,9 @@ class Place(Protocol):
             SourceError: the place does not answer, refuses, or changed since ``look``.
         """
 
+    def tidy(self, package: Sealed) -> None:
+        """Finish what a push of ``package``, which is shown, left undone behind it."""
+
     def described(self) -> Mapping[str, Published]:
         """Path → what the place says of each file of the package, as far as it says anything;
         what is attached and of what size, too."""

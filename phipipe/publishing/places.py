@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from phipipe.errors import ToolchainError
+from phipipe.publishing.bucket import BucketPlace
 from phipipe.publishing.hub import HubPlace
 from phipipe.publishing.place import Place
-from phipipe.recipe.addresses import Address, HubAddress
+from phipipe.recipe.addresses import Address, BucketAddress, HubAddress
 
 
 def of(address: Address, private: bool | None = None) -> Place:
@@ -17,4 +18,6 @@ def of(address: Address, private: bool | None = None) -> Place:
     """
     if isinstance(address, HubAddress):
         return HubPlace(address, private)
+    if isinstance(address, BucketAddress):
+        return BucketPlace(address)
     raise ToolchainError("not yet")

@@ -76,6 +76,8 @@ def push(
     state: Literal["pushed", "same", "dry-run"] = "pushed"
     if seen.digest == package.digest and not missing:
         state = "same"
+        if not dry_run:
+            place.tidy(package)
     else:
         place.prepare()
         if dry_run:

@@ -92,10 +92,9 @@ def described(raw: bytes) -> Mapping[str, Json] | None:
     return found if whole else None
 
 
-def paths_of(found: Mapping[str, Json]) -> frozenset[str]:
-    """Paths that a manifest lists, as far as they are texts."""
+def entries_of(found: Mapping[str, Json]) -> list[tuple[str, str]]:
+    """(path, SHA-256) of each file that a manifest lists, as far as they are texts."""
     files = found.get("files")
-    rows = files if isinstance(files, list) else []
-    return frozenset(
-        row["path"] for row in rows if isinstance(row, dict) and isinstance(row.get("path"), str)
-    )
+    rows = [row for row in files if isinstance(row, dict)] if isinstance(files, list) else []
+    pairs = [(row.get("path"), row.get("sha256")) for row in rows]
+    return [(a, b) for a, b in pairs if isinstance(a, str) and isinstance(b, str)]

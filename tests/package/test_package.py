@@ -32,6 +32,7 @@ from testing.kitchen import (
     digest_of,
 )
 
+from phipipe import backends
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import papers
 from phipipe.package import card, closed_world, manifest, markdown, package, recipe
