@@ -57,6 +57,9 @@ class BucketPlace:
         self._seen = Seen()
         self._places: dict[str, _Found] = {}
 
+    def close(self) -> None:
+        """As ``Place.close``: none is kept."""
+
     def look(self) -> Seen:
         """As ``Place.look``."""
         raw = self._asked(lambda bucket: _short(bucket, papers.MANIFEST))

@@ -34,6 +34,9 @@ class HubPlace:
         self._is_made = False  # whether there is such a repository
         self._old: frozenset[str] = frozenset()  # files of the package that is there
 
+    def close(self) -> None:
+        """As ``Place.close``: none is kept."""
+
     def look(self) -> Seen:
         """As ``Place.look``."""
         self._shown = None

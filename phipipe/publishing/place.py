@@ -33,6 +33,9 @@ class Place(Protocol):
     def address(self) -> Address:
         """Where it is."""
 
+    def close(self) -> None:
+        """Close its connections; it is not used afterwards."""
+
     def look(self) -> Seen:
         """What is there now.
 

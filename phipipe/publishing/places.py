@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from phipipe.errors import ToolchainError
 from phipipe.publishing.bucket import BucketPlace
 from phipipe.publishing.hub import HubPlace
 from phipipe.publishing.place import Place
+from phipipe.publishing.registry import RegistryPlace
 from phipipe.recipe.addresses import Address, BucketAddress, HubAddress
 
 
@@ -14,10 +14,10 @@ def of(address: Address, private: bool | None = None) -> Place:
 
     Raises:
         ToolchainError: what it needs is not installed.
-        RecipeError: the user's environment leads nowhere.
+        SourceError: the user's environment leads nowhere.
     """
     if isinstance(address, HubAddress):
         return HubPlace(address, private)
     if isinstance(address, BucketAddress):
         return BucketPlace(address)
-    raise ToolchainError("not yet")
+    return RegistryPlace(address)

@@ -61,21 +61,21 @@ def pull(
         StoreError: it cannot be written.
         ToolchainError: what speaks to such places is not installed.
     """
-    place = places.of(addresses.parse(address))
-    seen = place.look()
-    if seen.manifest is None:
-        more = ", only other files" if seen.foreign else ""
-        raise SourceError(
-            f"there is no package at `{place.address}`{more}",
-            hint="check the address; a private place needs a token of one who may read it",
-        )
-    manifest = _understood(seen.manifest, str(place.address))
-    target = out or PACKAGES / manifest.name
-    with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
-        if _is_there(target, manifest, str(place.address)):
-            return _pulled(place, manifest, target, 0, "same")
-        size = _arrive(place, seen, manifest, target, on_progress)
-    return _pulled(place, manifest, target, size, "pulled")
+    with contextlib.closing(places.of(addresses.parse(address))) as place:
+        seen = place.look()
+        if seen.manifest is None:
+            more = ", only other files" if seen.foreign else ""
+            raise SourceError(
+                f"there is no package at `{place.address}`{more}",
+                hint="check the address; a private place needs a token of one who may read it",
+            )
+        manifest = _understood(seen.manifest, str(place.address))
+        target = out or PACKAGES / manifest.name
+        with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
+            if _is_there(target, manifest, str(place.address)):
+                return _pulled(place, manifest, target, 0, "same")
+            size = _arrive(place, seen, manifest, target, on_progress)
+        return _pulled(place, manifest, target, size, "pulled")
 
 
 def _pulled(

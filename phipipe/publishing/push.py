@@ -5,7 +5,8 @@ The same package again sends nothing. What was sent before an attempt broke is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from typing import Literal
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.publishing import places, sealed
-from phipipe.publishing.place import Seen
+from phipipe.publishing.place import Place, Seen
 from phipipe.publishing.sealed import Item, Sealed
 from phipipe.recipe import addresses
 from phipipe.words import counted
@@ -21,6 +22,7 @@ from phipipe.words import counted
 OnProgress = Callable[[int, int], None]
 """Told how many of how many bytes are there."""
 
+State = Literal["pushed", "same", "dry-run"]
 MOST_SHOWN = 5  # names in a sentence
 
 
@@ -33,7 +35,7 @@ class Pushed:
     address: str
     name: str
     digest: str
-    state: Literal["pushed", "same", "dry-run"]
+    state: State
     sent: tuple[Item, ...]
     replaced: str | None
     private: bool | None
@@ -66,34 +68,44 @@ def push(
             answer, or needs a word on who may see it.
         ToolchainError: what speaks to such places is not installed.
     """
-    place = places.of(addresses.parse(address), private)
+    target = addresses.parse(address)
     package = sealed.read(folder)
-    seen = place.look()
-    if not force:
-        _refuse_others(str(place.address), package, seen)
-    missing = place.missing(package)
-    replaced = seen.digest if seen.digest != package.digest else None
-    state: Literal["pushed", "same", "dry-run"] = "pushed"
-    if seen.digest == package.digest and not missing:
-        state = "same"
-        if not dry_run:
-            place.tidy(package)
-    else:
-        place.prepare()
-        if dry_run:
-            state = "dry-run"
-        else:
-            total = sum(item.size for item in missing)
-            place.send(package, missing, lambda there: on_progress(there, total))
+    with contextlib.closing(places.of(target, private)) as place:
+        seen = place.look()
+        if not force:
+            _refuse_others(str(place.address), package, seen)
+        missing = place.missing(package)
+        state = _sent(place, package, seen, missing, dry_run, on_progress)
     return Pushed(
         address=str(place.address),
         name=package.manifest.name,
         digest=package.digest,
         state=state,
         sent=missing,
-        replaced=replaced,
+        replaced=seen.digest if seen.digest != package.digest else None,
         private=seen.private,
     )
+
+
+def _sent(
+    place: Place,
+    package: Sealed,
+    seen: Seen,
+    missing: Sequence[Item],
+    dry_run: bool,
+    on_progress: OnProgress,
+) -> State:
+    """Bring what is ``missing``, unless it is a dry run; what became of it."""
+    if seen.digest == package.digest and not missing:
+        if not dry_run:
+            place.tidy(package)
+        return "same"
+    place.prepare()
+    if dry_run:
+        return "dry-run"
+    total = sum(item.size for item in missing)
+    place.send(package, missing, lambda there: on_progress(there, total))
+    return "pushed"
 
 
 def _refuse_others(address: str, package: Sealed, seen: Seen) -> None:
