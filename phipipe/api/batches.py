@@ -45,6 +45,7 @@ class Manner:
     fail_fast: bool = False
     jobs: int | None = None
     on: str | None = None
+    publish: bool = True
 
 
 class Batch:
@@ -114,6 +115,7 @@ def run_batch(
     fail_fast: bool = False,
     jobs: int | None = None,
     on: str | None = None,
+    publish: bool = True,
 ) -> Batch:
     """Build many recipes as one, and compare with what was accepted before.
 
@@ -126,6 +128,8 @@ def run_batch(
         fail_fast: start nothing more after the first failure.
         jobs: as for ``run``.
         on: as for ``run``.
+        publish: whether packages that are accepted go where their recipes publish them; there
+            they may replace those that this batch's folder has, too.
 
     Raises:
         RecipeError: nothing is chosen, or two builds have one name.
@@ -140,7 +144,7 @@ def run_batch(
     folder = path_of(out, Kind.NEW_FOLDER, "the batch's folder")
     recipes = [path_of(path, Kind.EITHER, "a recipe") for path in paths]
     items = selection.select(recipes, wanted or Wanted(), backends.OptionsOf())
-    manner = Manner(out=folder, keep=keep, fail_fast=fail_fast, jobs=jobs, on=on)
+    manner = Manner(out=folder, keep=keep, fail_fast=fail_fast, jobs=jobs, on=on, publish=publish)
     started = datetime.datetime.now(datetime.UTC)
     for warning in plan(items, place, manner, listener.note):
         listener.note(f"warning: {warning}")
@@ -189,6 +193,7 @@ def build(
             keep=manner.keep,
             fail_fast=manner.fail_fast,
             engine=engine_of(manner.on),
+            publish=manner.publish,
         )
         for ended in done:
             outcome = ended.outcome

@@ -27,6 +27,7 @@ def run(
     only: Names = (),
     jobs: int | None = None,
     on: str | None = None,
+    publish: bool = True,
 ) -> Results:
     """Build, evaluate and package what a recipe describes. What is stored already is not done
     again.
@@ -42,6 +43,7 @@ def run(
         only: names of the variants wanted; all of them without it.
         jobs: steps side by side; without it as many as cores and memory allow.
         on: a Dask scheduler whose workers do the steps, such as ``dask://localhost:8786``.
+        publish: whether packages go where the recipe publishes them.
 
     Raises:
         RecipeError, TargetError, SourceError: the recipe is wrong, the device cannot do it, or the
@@ -52,10 +54,13 @@ def run(
     workplace.check_count(jobs, "jobs")
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
-    where = Where(out=path_of(out, Kind.NEW_FOLDER, "the folder for packages"), jobs=jobs, on=on)
+    folder = path_of(out, Kind.NEW_FOLDER, "the folder for packages")
+    where = Where(out=folder, jobs=jobs, on=on, publishes=publish)
     plans = building.planned(recipe, listener.note, sets=sets, only=only, on=on)
     building.check_room(plans, place, where, listener.note)
     outcomes = building.attempt("run", plans, place, listener.audience, where)
+    if publish:
+        building.publish(outcomes, listener.note)
     return Results(outcomes).check() if len(outcomes) == 1 else _with_board(outcomes, out, listener)
 
 

@@ -61,7 +61,7 @@ def library() -> Any:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        for part in ("constants", "errors"):
+        for part in ("constants", "errors", "utils"):
             importlib.import_module(f"huggingface_hub.{part}")
         return importlib.import_module("huggingface_hub")
     except ValueError as error:

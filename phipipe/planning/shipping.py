@@ -129,6 +129,12 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
         mode="json",
         exclude_none=True,
         exclude={"tags": True, "evaluate": {"tolerance"}, "package": {"sign"}},
+    """The recipe without what changes no result: this machine's folders, tags, where it is
+    published, what a batch tolerates."""
+    values = recipe.model_dump(
+        mode="json",
+        exclude_none=True,
+        exclude={"tags": True, "publish": True, "evaluate": {"tolerance"}},
     )
     if not values["package"]:  # packages of before say nothing of it, and keep their keys
         del values["package"]

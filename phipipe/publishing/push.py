@@ -6,7 +6,7 @@ The same package again sends nothing. What was sent before an attempt broke is n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,6 +53,7 @@ def push(
     force: bool = False,
     dry_run: bool = False,
     private: bool | None = None,
+    replaces: Collection[str] = (),
     on_progress: OnProgress = lambda done, total: None,
 ) -> Pushed:
     """Publish the package in ``folder`` at ``address``.
@@ -61,6 +62,7 @@ def push(
         force: also where another package is, or files of others are.
         dry_run: ask and compare, and change nothing.
         private: how a repository is made on the hub, where there is none yet.
+        replaces: digests of packages (their beginnings do) that this one may replace.
 
     Raises:
         RecipeError: ``address`` is none.
@@ -72,7 +74,8 @@ def push(
     package = sealed.read(folder)
     with contextlib.closing(places.of(target, private)) as place:
         seen = place.look()
-        if not force:
+        known = seen.digest is not None and seen.digest.startswith(tuple(replaces))
+        if not (force or known):
             _refuse_others(str(place.address), package, seen)
         missing = place.missing(package)
         state = _sent(place, package, seen, missing, dry_run, on_progress)

@@ -6,6 +6,7 @@ Nothing is asked of anybody here. An address has one spelling: ``str`` of what w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from phipipe.errors import RecipeError
@@ -13,7 +14,8 @@ from phipipe.files import user_paths
 from phipipe.recipe.source import REPO
 
 MAX_ADDRESS = 1000  # characters
-NAME = "{name}"  # in a recipe's address: the build's name
+NAME, DIGEST = "{name}", "{digest}"  # in a recipe's address: the build's name, its package's digest
+DIGITS = 16  # of a digest, in an address
 MAIN = "main"  # the hub's branch where an address names none
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")  # that may be asked without TLS
 KINDS = "hf://OWNER/NAME[@REVISION], oci://HOST[:PORT]/NAME:TAG or s3://BUCKET/PREFIX"
@@ -81,9 +83,31 @@ def parse(text: str) -> Address:
     return readers[kind](text, rest)
 
 
-def named(text: str, name: str) -> Address:
-    """As ``parse``, where ``{name}`` in ``text`` stands for the build's ``name``."""
-    return parse(text.replace(NAME, name))
+def named(text: str, name: str, digest: str) -> Address:
+    """As ``parse``, where ``{name}`` in ``text`` stands for the build's ``name``, and ``{digest}``
+    for the beginning of its package's."""
+    return parse(text.replace(NAME, name).replace(DIGEST, digest[:DIGITS]))
+
+
+def checked(text: str) -> str:
+    """``text``, if it can be an address of a recipe's.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        named(text, "name", "0" * DIGITS)
+    except RecipeError as error:
+        raise ValueError(f"{error.message}; {error.hint}") from None
+    return text
+
+
+def clash(texts: Sequence[str], names: Sequence[str]) -> str | None:
+    """An address in ``texts`` that two of the builds ``names`` would have in common."""
+    for text in texts:
+        if DIGEST not in text and len({text.replace(NAME, name) for name in names}) < len(names):
+            return text
+    return None
 
 
 def _unfit(text: str, reason: str, hint: str) -> RecipeError:
