@@ -97,7 +97,9 @@ def fault_of(error: Exception) -> Fault:
         SourceError: trying again cannot help.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # what is raised while its own wrapper is handled leads back to it
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise SourceError(
                 f"the server's certificate is not trusted: {cause.verify_message}",

@@ -101,9 +101,27 @@ PULLS = (
 )  # fmt: skip
 
 
+# what is in every run; the rest costs minutes
+USUAL = (
+    ("cut while a file is sent", "oci"),
+    ("503 for ever", "hf"),
+    ("cut for ever", "hf"),
+    ("the last answer is lost", "s3"),
+    ("no right to write", "oci"),
+    ("cut while a file comes", "hf"),
+    ("other bytes for ever", "oci"),
+    ("no repository", "s3"),
+)
+
+
 def table(faults: tuple[Fault, ...]) -> list[object]:
     return [
-        pytest.param(kind, fault, id=f"{kind}-{fault.name}")
+        pytest.param(
+            kind,
+            fault,
+            id=f"{kind}-{fault.name}",
+            marks=() if (fault.name, kind) in USUAL else pytest.mark.full,
+        )
         for fault in faults
         for kind in fault.kinds
     ]
@@ -233,6 +251,8 @@ def test_a_pull_that_breaks_gives_the_whole_package_or_none(
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["p"]
 
 
+@pytest.mark.crash
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("aim", [BLOB, SHOW], ids=["blob", "show"])
 @pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
@@ -259,6 +279,8 @@ def test_a_push_that_is_killed_is_continued(
     assert content(tmp_path / "then") == content(new)
 
 
+@pytest.mark.crash
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.skipif(os.name == "nt", reason="limits as POSIX has them")
 def test_a_pull_onto_a_full_disk_is_told_and_continued(
