@@ -135,12 +135,14 @@ def attempt(
             recorder.advised(plan.build.name, plan.warnings)
         manner = Manner(out=where.out, jobs=where.jobs, engine=engine_of(where.on))
         outcomes = dispatch.attempt(plans, store, settings, recorder, manner)
+        if where.publishes:
+            _publish(outcomes, recorder.note)
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return outcomes
 
 
-def publish(outcomes: Sequence[Outcome], note: Note) -> None:
+def _publish(outcomes: Sequence[Outcome], note: Note) -> None:
     """Publish the packages of ``outcomes`` where their recipes say. A failure becomes the
     outcome's, whose package stays."""
     from phipipe.publishing import builds

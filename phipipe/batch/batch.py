@@ -129,8 +129,7 @@ def run(
         publish: whether packages that are accepted go where their recipes publish them.
 
     Raises:
-        Interrupted: see ``schedule.attempt``; what was finished is stored, and the next batch goes
-            on from there.
+        Interrupted: what was finished is stored, and the next batch goes on from there.
     """
     first = next((item for item in items if item.error), None)
     if fail_fast and first:
@@ -141,12 +140,11 @@ def run(
     manner = Manner(out=out, place=_place, jobs=jobs, fail_fast=fail_fast, engine=engine)
     outcomes = dispatch.attempt(plans, store, settings, listener, manner)
     results = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
+    told = listener.note
     with _locked(out, planned):
         own = {item.name: _digests(out / item.name) for item in items if _publishes(item)}
-        done = [
-            accept.finish(item, results.get(id(item)), out, keep, listener.note) for item in items
-        ]
-        return [_published(one, own, listener.note) for one in done] if publish else done
+        done = [accept.finish(item, results.get(id(item)), out, keep, told) for item in items]
+    return [_published(one, own, told) for one in done] if publish else done
 
 
 def _publishes(item: Item) -> bool:

@@ -76,12 +76,9 @@ def run(
     plans = building.planned(recipe, note, sets=sets, only=only, on=manner.on)
     building.check_room(plans, place, where, note)
     outcomes = attempt("run", plans, place, where)
-    words = show.describe_outcome(outcomes[0]) if len(outcomes) == 1 else ""
-    if manner.publish:
-        building.publish(outcomes, note)
     if as_json:
         answers.give([show.outcome_json(outcome) for outcome in outcomes])
-    if words and not as_json:
+    if len(outcomes) == 1 and not as_json and (words := show.describe_outcome(outcomes[0])):
         echo(words)
     if len(outcomes) > 1:
         make_board(outcomes, manner.out, quiet=as_json)

@@ -6,16 +6,23 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from phipipe.cli import answers
 from phipipe.cli.groups import command
-from phipipe.cli.messages import LOG, echo, note
+from phipipe.cli.messages import LOG, echo
 from phipipe.cli.options import AS_JSON, PACKAGE, UserPath
 from phipipe.errors import SourceError
 from phipipe.files.user_paths import Kind
 from phipipe.words import counted, human
+
+if TYPE_CHECKING:
+    from phipipe.api.publishing import Pushed
+    from phipipe.output import published
+
+VISIBILITY = {True: "private", False: "public", None: None}
 
 
 @command("phipipe push packages/quickstart hf://OWNER/NAME --private")
@@ -39,45 +46,49 @@ def push(
     continued. Tokens come from the environment, or from where `hf` and `docker` keep them.
     """
     from phipipe.api import publishing
-    from phipipe.output import published
 
     with _progress("sent") as tell:
         done = publishing.push(
             package, address, force=force, dry_run=dry_run, private=private, on_progress=tell
         )
-    visibility = {True: "private", False: "public", None: None}[done.private]
     if as_json:
-        rows = [
+        answers.give(_as_data(done, package))
+    else:
+        echo(_words(done, package))
+
+
+def _as_data(done: Pushed, package: Path) -> published.Pushed:
+    from phipipe.output import published
+
+    return published.Pushed(
+        address=done.address,
+        package=str(package),
+        name=done.name,
+        digest=done.digest,
+        state=done.state,
+        visibility=VISIBILITY[done.private],
+        replaced=done.replaced,
+        size_bytes=done.sent_bytes,
+        files=[
             published.SentFile(path=one.path, size_bytes=one.size, sha256=one.sha256)
             for one in done.sent
-        ]
-        answers.give(
-            published.Pushed(
-                address=done.address,
-                package=str(package),
-                name=done.name,
-                digest=done.digest,
-                state=done.state,
-                visibility=visibility,
-                replaced=done.replaced,
-                size_bytes=done.sent_bytes,
-                files=rows,
-            )
-        )
-        return
+        ],
+    )
+
+
+def _words(done: Pushed, package: Path) -> str:
     sent = f"{counted(len(done.sent), 'file')}, {human(done.sent_bytes)}"
+    visibility = f", {VISIBILITY[done.private]}" if done.private is not None else ""
+    lines = [f"{human(one.size):>9}  {one.path}" for one in done.sent]
     if done.state == "same":
-        echo(f"{done.address} has this package already: nothing was sent")
+        lines = [f"{done.address} has this package already: nothing was sent"]
     elif done.state == "dry-run":
-        for one in done.sent:
-            echo(f"{human(one.size):>9}  {one.path}")
-        seen = f", {visibility}" if visibility else ""
-        echo(f"would send {sent} to {done.address}{seen}")
+        lines.append(f"would send {sent} to {done.address}{visibility}")
     else:
-        echo(f"pushed   {package}, {sent}\naddress  {done.address}")
+        lines = [f"pushed   {package}, {sent}", f"address  {done.address}{visibility}"]
     if done.replaced:
-        echo(f"{'replaces' if done.state == 'dry-run' else 'replaced'} {done.replaced}")
-    echo(f"digest   {done.digest}\npull     phipipe pull {done.address}")
+        lines.append(f"{'replaces' if done.state == 'dry-run' else 'replaced'} {done.replaced}")
+    return "\n".join([*lines, f"digest   {done.digest}", f"pull     phipipe pull {done.address}"])
 
 
 @command("phipipe pull hf://OWNER/NAME")
@@ -123,21 +134,15 @@ def pull(address: str, out: Path | None, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _progress(word: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far it is on a terminal, in one line that goes away; else nothing."""
-    shows, last = sys.stderr.isatty() and not LOG.silent, -1
+    """Show how far it is on a terminal, in a bar that goes away; else nothing."""
+    if LOG.silent or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        percent = 100 * done // total if total else 100
-        if shows and percent != last:
-            last = percent
-            line = f"{word} {human(done)} of {human(total)} ({percent} %)"
-            click.echo(f"\r{line:<60}", err=True, nl=False)
-
-    try:
-        yield tell
-    finally:
-        if last >= 0:
-            click.echo(f"\r{'':<60}\r", err=True, nl=False)
-        elif LOG.verbose:
-            note(f"nothing had to be {word}")
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(24), DownloadColumn())
+    console = Console(file=sys.stderr, highlight=False)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(word, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -62,25 +62,29 @@ def push(
         force: also where another package is, or files of others are.
         dry_run: ask and compare, and change nothing.
         private: how a repository is made on the hub, where there is none yet.
-        replaces: digests of packages (their beginnings do) that this one may replace.
+        replaces: digests of packages that this one may replace.
 
     Raises:
         RecipeError: ``address`` is none.
-        SourceError: the package was changed; another one is there; the place refuses, does not
-            answer, or needs a word on who may see it.
+        SourceError: the package was changed; another one is there; the place refuses.
         ToolchainError: what speaks to such places is not installed.
     """
     target = addresses.parse(address)
     package = sealed.read(folder)
     with contextlib.closing(places.of(target, private)) as place:
         seen = place.look()
-        known = seen.digest is not None and seen.digest.startswith(tuple(replaces))
-        if not (force or known):
-            _refuse_others(str(place.address), package, seen)
+        if not force and seen.digest not in replaces:
+            _refuse_others(str(target), package, seen)
         missing = place.missing(package)
         state = _sent(place, package, seen, missing, dry_run, on_progress)
+    return _pushed(str(target), package, seen, missing, state)
+
+
+def _pushed(
+    address: str, package: Sealed, seen: Seen, missing: tuple[Item, ...], state: State
+) -> Pushed:
     return Pushed(
-        address=str(place.address),
+        address=address,
         name=package.manifest.name,
         digest=package.digest,
         state=state,
