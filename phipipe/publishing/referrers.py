@@ -45,10 +45,12 @@ class Referrers:
         new = {entry["digest"] for entry in made}
         rows = self._entries(subject, is_listed)
         older = [
-            row for row in rows if row.get("artifactType") in kinds and row.get("digest") not in new
+            row
+            for row in rows
+            if str(row.get("artifactType")) in kinds and str(row.get("digest")) not in new
         ]
         if not is_listed:
-            kept = [row for row in rows if row.get("artifactType") not in kinds]
+            kept = [row for row in rows if str(row.get("artifactType")) not in kinds]
             self._store.put(_fallback(subject), modelpack.index([*kept, *made]), modelpack.INDEX)
             return
         for row in older:
