@@ -98,6 +98,12 @@ class HubPlace:
             raise SourceError(
                 f"`{self.address}` names a commit, which never changes", hint="name a branch"
             )
+        if self._shown and self._private not in (None, self._shown.private):
+            how, asked = ("private", "--public") if self._shown.private else ("public", "--private")
+            raise SourceError(
+                f"`{self._repo.name}` is {how}, and {asked} was asked for",
+                hint=f"leave {asked} out, or change it in the repository's settings on the hub",
+            )
         if not self._is_made and self._private is None:
             raise SourceError(
                 f"there is no repository `{self._repo.name}` yet: who may see it?",

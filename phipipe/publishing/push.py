@@ -126,7 +126,8 @@ def _refuse_others(address: str, package: Sealed, seen: Seen) -> None:
     if seen.foreign:
         names = ", ".join(f"`{json_files.shown(name)}`" for name in seen.foreign[:MOST_SHOWN])
         raise SourceError(
-            f"`{address}` holds {counted(len(seen.foreign), 'file')} that belong to no package: "
+            f"`{address}` holds {counted(len(seen.foreign), 'file')} that "
+            f"{'belongs' if len(seen.foreign) == 1 else 'belong'} to no package: "
             f"{names}{' and more' if len(seen.foreign) > MOST_SHOWN else ''}",
             hint="choose another address, or --force to put the package among them",
         )

@@ -76,6 +76,14 @@ def test_who_may_see_a_new_repository_has_to_be_said(hub: WritableHub, package: 
     assert hub.repos == {}
 
 
+def test_a_repository_is_not_another_than_was_asked_for(hub: WritableHub, package: Path) -> None:
+    hub.make(REPO)
+    with pytest.raises(SourceError, match="is public, and --private was asked for"):
+        phipipe.push(package, ADDRESS, private=True)
+    assert hub.shown(REPO) == {}
+    assert phipipe.push(package, ADDRESS, private=False).state == "pushed"
+
+
 def test_another_package_is_replaced_by_force_alone(
     hub: WritableHub, package: Path, tmp_path: Path
 ) -> None:

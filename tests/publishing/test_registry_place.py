@@ -167,7 +167,7 @@ def test_an_image_of_others_is_not_replaced(address: str, package: Path) -> None
     config = modelpack.Blob(b"{}").descriptor("application/vnd.oci.image.config.v1+json")
     image = {"schemaVersion": 2, "mediaType": modelpack.MANIFEST, "config": config, "layers": []}
     store.put("v1", modelpack.Blob(json.dumps(image).encode()), modelpack.MANIFEST)
-    with pytest.raises(SourceError, match="belong to no package"):
+    with pytest.raises(SourceError, match="belongs to no package"):
         phipipe.push(package, address)
     assert asked(address, "manifests/v1") == image
     assert phipipe.push(package, address, force=True).state == "pushed"
