@@ -18,6 +18,9 @@ from phipipe.files import file_names, user_paths
 from phipipe.recipe import absent, addresses, empty, overlay, patterns
 from phipipe.recipe.build import Build, paths_of
 from phipipe.recipe.complaints import complaints
+from phipipe.recipe import absent, empty, overlay, patterns
+from phipipe.recipe.build import Build, one_address, paths_of
+from phipipe.recipe.complaints import complaints, gone
 from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Problem, Where
 from phipipe.recipe.problems import Problems
@@ -141,16 +144,9 @@ class _Loading:
         for variant in variants:
             if not self._problems.enough and (build := self._build(variant, folder)):
                 builds.append(build)
-        self._look_at_addresses(builds)
+        if message := one_address(builds):
+            self._problems.note(("publish",), message)
         return builds, self._problems.error if self._problems else None
-
-    def _look_at_addresses(self, builds: Sequence[Build]) -> None:
-        """Two packages at one address are none."""
-        names = [build.name for build in builds]
-        texts = [text for build in builds for text in build.recipe.publish]
-        if same := addresses.clash(texts, names):
-            message = f"`{shorten(same)}` is the address of {len(names)} builds"
-            self._problems.note(("publish",), f"{message}; write `{{name}}` or `{{digest}}` in it")
 
     def _variants(self, base: dict[str, Json]) -> list[_Variant]:
         """One for every entry of the matrix."""
