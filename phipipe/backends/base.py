@@ -255,8 +255,7 @@ class Backend(Generic[Chosen]):
     vision: Mapping[str, str] = field(default_factory=dict)
     """Architecture that sees (``vision.kinds.KINDS``) → the step that puts its eyes beside the
     artifact."""
-    eyes_on: frozenset[str] = frozenset({"cpu"})
-    """Units that eyes are built for."""
+    eyes_on: frozenset[str] = frozenset({"cpu"})  # units that eyes are built for
     picture_tokens: Mapping[str, int] = field(default_factory=dict)
     """Architecture that sees → the id at which the runtime looks for pictures, if that is fixed."""
     unable: Mapping[str, str] = field(default_factory=dict)

@@ -137,12 +137,8 @@ class Registry:
             with self.pool.stream(
                 request.method, request.url, headers=own, content=body
             ) as response:
-                kept = b""
-                for chunk in response.iter_raw():
-                    kept += chunk
-                    if len(kept) > MAX_BYTES:
-                        break
-                return Answer(int(response.status_code), response.headers, kept[: MAX_BYTES + 1])
+                status, told = int(response.status_code), response.headers
+                return Answer(status, told, _beginning(response.iter_raw()))
         except http.TransportError as error:
             raise fault_of(error) from None
 
@@ -211,6 +207,16 @@ class Registry:
         if status == 404:
             return SourceError(f"`{host}` has no `{name}`, or not all of it{reason}")
         return SourceError(f"`{host}` answers {status} for `{name}`{reason}")
+
+
+def _beginning(chunks: Iterable[bytes]) -> bytes:
+    """What comes, as far as a manifest may be long."""
+    kept = b""
+    for chunk in chunks:
+        kept += chunk
+        if len(kept) > MAX_BYTES:
+            break
+    return kept[: MAX_BYTES + 1]
 
 
 def _reason(body: bytes) -> str:
