@@ -21,7 +21,12 @@ def of(plan: Plan) -> str | None:
     where the recipe speaks of weights, learns from a text already, or could not have them."""
     build, recipe = plan.build, plan.build.recipe
     is_whole = any(step.name == "package" for step in plan.steps)
-    if plan.source is None or not is_whole or recipe.precision != "int4" or "weights" in build.written:
+    if (
+        plan.source is None
+        or not is_whole
+        or recipe.precision != "int4"
+        or "weights" in build.written
+    ):
         return None
     if any("calibration" in step.needs.values() for step in plan.steps):
         return None

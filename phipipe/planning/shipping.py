@@ -124,17 +124,16 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
 
 def _neutral(recipe: Recipe) -> dict[str, Json]:
     """The recipe without what changes no result: this machine's folders, tags, what a batch
-    tolerates, who signs."""
+    tolerates, who signs, where it is published."""
     values = recipe.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"tags": True, "evaluate": {"tolerance"}, "package": {"sign"}},
-    """The recipe without what changes no result: this machine's folders, tags, where it is
-    published, what a batch tolerates."""
-    values = recipe.model_dump(
-        mode="json",
-        exclude_none=True,
-        exclude={"tags": True, "publish": True, "evaluate": {"tolerance"}},
+        exclude={
+            "tags": True,
+            "publish": True,
+            "evaluate": {"tolerance"},
+            "package": {"sign"},
+        },
     )
     if not values["package"]:  # packages of before say nothing of it, and keep their keys
         del values["package"]

@@ -15,12 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from phipipe.errors import RecipeError
 from phipipe.files import file_names, user_paths
-from phipipe.recipe import absent, addresses, empty, overlay, patterns
-from phipipe.recipe.build import Build, paths_of
-from phipipe.recipe.complaints import complaints
 from phipipe.recipe import absent, empty, overlay, patterns
 from phipipe.recipe.build import Build, one_address, paths_of
-from phipipe.recipe.complaints import complaints, gone
+from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Problem, Where
 from phipipe.recipe.problems import Problems

@@ -13,7 +13,7 @@ from testing.shell import Run
 import phipipe
 from phipipe.hub import failures
 from phipipe.package import package as packages
-from phipipe.planning import hints, preparation
+from phipipe.planning import preparation
 from phipipe.publishing import builds
 from phipipe.store.bucket import Bucket
 
@@ -26,7 +26,6 @@ def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     FIGURES.clear()
     TROUBLE.clear()
     monkeypatch.setattr(preparation, "prepare", light_builds.prepare)
-    monkeypatch.setattr(hints, "of", lambda plan: None)  # light builds have no checkpoint
     monkeypatch.setattr(failures, "PACE", failures.Pace(attempts=2, first_s=0.01))
     # what light builds package, no runtime reads: the gate for strangers' packages refuses it
     monkeypatch.setattr(packages, "open_", packages.read_manifest)
