@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from phipipe.api.plans import PlannedBuild as PlannedBuild
     from phipipe.api.plans import plan as plan
     from phipipe.api.progress_display import Progress as Progress
+    from phipipe.api.publishing import Pulled as Pulled
+    from phipipe.api.publishing import Pushed as Pushed
+    from phipipe.api.publishing import pull as pull
+    from phipipe.api.publishing import push as push
     from phipipe.api.recipes import Recipe as Recipe
     from phipipe.api.results import Result as Result
     from phipipe.api.results import Results as Results
@@ -62,6 +66,7 @@ _HOMES = {
     "phipipe.api.packages": ("Conversation", "Package", "Server"),
     "phipipe.api.measurements": ("ImportedSpeeds", "Measurement"),
     "phipipe.api.signatures": ("Trust", "sign", "verify"),
+    "phipipe.api.publishing": ("Pulled", "Pushed", "pull", "push"),
     "phipipe.api.figures": ("Figures",),
     "phipipe.api.boards": ("Board",),
     "phipipe.api.batches": ("Batch", "Wanted", "run_batch"),

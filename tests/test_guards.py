@@ -66,7 +66,7 @@ ROWS = (
     ("planning", "package"),
     ("signing",),
     ("execution",),
-    ("chat", "board"),
+    ("chat", "board", "publishing"),
     ("batch", "cluster", "tuning", "serving"),
     ("diff",),
     ("api",),

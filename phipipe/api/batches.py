@@ -45,6 +45,7 @@ class Manner:
     fail_fast: bool = False
     jobs: int | None = None
     on: str | None = None
+    publish: bool = True
 
 
 class Batch:
@@ -114,6 +115,7 @@ def run_batch(
     fail_fast: bool = False,
     jobs: int | None = None,
     on: str | None = None,
+    publish: bool = True,
 ) -> Batch:
     """Build many recipes as one, and compare with what was accepted before.
 
@@ -126,25 +128,35 @@ def run_batch(
         fail_fast: start nothing more after the first failure.
         jobs: as for ``run``.
         on: as for ``run``.
+        publish: whether packages that are accepted go where their recipes publish them.
 
     Raises:
         RecipeError: nothing is chosen, or two builds have one name.
         StoreError: the disk has no room.
     """
-    if not paths:
-        raise RecipeError("a batch needs recipes", hint='phipipe.run_batch("recipes")')
-    workplace.check_count(jobs, "jobs")
-    workplace.check_count(keep, "keep")
+    for name, count in (("jobs", jobs), ("keep", keep)):
+        workplace.check_count(count, name)
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
     folder = path_of(out, Kind.NEW_FOLDER, "the batch's folder")
-    recipes = [path_of(path, Kind.EITHER, "a recipe") for path in paths]
-    items = selection.select(recipes, wanted or Wanted(), backends.OptionsOf())
-    manner = Manner(out=folder, keep=keep, fail_fast=fail_fast, jobs=jobs, on=on)
+    items = _chosen(paths, wanted or Wanted())
+    manner = Manner(out=folder, keep=keep, fail_fast=fail_fast, jobs=jobs, on=on, publish=publish)
     started = datetime.datetime.now(datetime.UTC)
     for warning in plan(items, place, manner, listener.note):
         listener.note(f"warning: {warning}")
     return finish(build(items, place, manner, listener.audience), folder, started)
+
+
+def _chosen(paths: Sequence[UserPath], wanted: Wanted) -> list[Item]:
+    """The builds of the recipes at ``paths``.
+
+    Raises:
+        RecipeError: there are none, or one is wrong.
+    """
+    if not paths:
+        raise RecipeError("a batch needs recipes", hint='phipipe.run_batch("recipes")')
+    recipes = [path_of(path, Kind.EITHER, "a recipe") for path in paths]
+    return selection.select(recipes, wanted, backends.OptionsOf())
 
 
 def plan(items: Sequence[Item], place: Workplace, manner: Manner, note: Note) -> list[str]:
@@ -189,6 +201,7 @@ def build(
             keep=manner.keep,
             fail_fast=manner.fail_fast,
             engine=engine_of(manner.on),
+            publish=manner.publish,
         )
         for ended in done:
             outcome = ended.outcome

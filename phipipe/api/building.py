@@ -43,11 +43,13 @@ class Where:
         out: the folder for packages; None: none are made.
         jobs: steps side by side; None: as many as cores and memory allow.
         on: whose machines do the steps; None: this one.
+        publishes: whether packages go where their recipes publish them.
     """
 
     out: Path | None = None
     jobs: int | None = None
     on: str | None = None
+    publishes: bool = False
 
 
 def planned(
@@ -80,7 +82,10 @@ def check_room(plans: Sequence[Plan], place: Workplace, where: Where, note: Note
     Raises:
         StepKilled, StoreError: too little memory or disk, or a package cannot go where it has to.
         SourceError: what is to sign a package cannot be had.
+        ToolchainError, SourceError: it surely cannot be published.
     """
+    if where.publishes:
+        _check_addresses(plans)
     if where.out is not None:
         if unsigned := recipe_key.missing([plan.build for plan in plans]):
             raise unsigned
@@ -96,6 +101,12 @@ def check_room(plans: Sequence[Plan], place: Workplace, where: Where, note: Note
     if place.settings.preflight:
         raise refusal
     note(f"warning: {refusal.message}")
+
+
+def _check_addresses(plans: Sequence[Plan]) -> None:
+    from phipipe.publishing import builds
+
+    builds.check(plan.build for plan in plans)
 
 
 def attempt(
@@ -124,9 +135,21 @@ def attempt(
             recorder.advised(plan.build.name, plan.warnings)
         manner = Manner(out=where.out, jobs=where.jobs, engine=engine_of(where.on))
         outcomes = dispatch.attempt(plans, store, settings, recorder, manner)
+        if where.publishes:
+            _publish(outcomes, recorder.note)
         for done in outcomes:
             recorder.ended(done.plan.build.name, done.error, done.seconds, done.package)
     return outcomes
+
+
+def _publish(outcomes: Sequence[Outcome], note: Note) -> None:
+    """Publish the packages of ``outcomes`` where their recipes say. A failure becomes the
+    outcome's, whose package stays."""
+    from phipipe.publishing import builds
+
+    for done in outcomes:
+        if done.package is not None and done.error is None:
+            done.error = builds.publish(done.plan.build, done.package, note)
 
 
 def worst(errors: Sequence[PhipipeError]) -> PhipipeError | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe.api import building, pages, serving, workplace
+from phipipe.api import building, pages, publishing, serving, workplace
 from phipipe.api.building import Where
 from phipipe.api.events import OnProgress, Telling
 from phipipe.api.figures import Figures
 from phipipe.api.measurements import ImportedSpeeds, Measurement
+from phipipe.api.publishing import Pushed
 from phipipe.api.results import Result
 from phipipe.api.workplace import UserPath, path_of
 from phipipe.chat import start
@@ -94,6 +95,21 @@ class Package:
     def verify(self) -> list[Finding]:
         """As the function ``verify``: everything by which the package has changed by now."""
         return packages.verify(self.path)
+
+    def push(
+        self,
+        address: str,
+        *,
+        force: bool = False,
+        dry_run: bool = False,
+        private: bool | None = None,
+    ) -> Pushed:
+        """Publish the package, as the function ``push`` does.
+
+        Raises:
+            PhipipeError: as ``push``.
+        """
+        return publishing.push(self.path, address, force=force, dry_run=dry_run, private=private)
 
     def chat(
         self,

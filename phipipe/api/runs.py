@@ -27,12 +27,12 @@ def run(
     only: Names = (),
     jobs: int | None = None,
     on: str | None = None,
+    publish: bool = True,
 ) -> Results:
-    """Build, evaluate and package what a recipe describes. What is stored already is not done
-    again.
+    """Build, evaluate and package what a recipe describes; what is stored is not done again.
 
-    Ctrl-C ends all that was started; what was finished is kept. Of several builds, one that fails
-    leaves the others: its result has the ``error``, and ``results.check()`` raises it.
+    Ctrl-C keeps what was finished. Of several builds, one that fails leaves the others: its result
+    has the ``error``, and ``results.check()`` raises it.
 
     Args:
         recipe: a recipe, or the path of its file.
@@ -42,17 +42,18 @@ def run(
         only: names of the variants wanted; all of them without it.
         jobs: steps side by side; without it as many as cores and memory allow.
         on: a Dask scheduler whose workers do the steps, such as ``dask://localhost:8786``.
+        publish: whether packages go where the recipe publishes them.
 
     Raises:
-        RecipeError, TargetError, SourceError: the recipe is wrong, the device cannot do it, or the
-            model cannot be had.
+        RecipeError, TargetError, SourceError: wrong recipe, device or source.
         StepKilled, StoreError: this machine has too little memory or disk.
         PhipipeError: the only build failed.
     """
     workplace.check_count(jobs, "jobs")
+    folder = path_of(out, Kind.NEW_FOLDER, "the folder for packages")
     listener = Telling(on_progress)
     place = workplace.of_user(listener.note)
-    where = Where(out=path_of(out, Kind.NEW_FOLDER, "the folder for packages"), jobs=jobs, on=on)
+    where = Where(out=folder, jobs=jobs, on=on, publishes=publish)
     plans = building.planned(recipe, listener.note, sets=sets, only=only, on=on)
     building.check_room(plans, place, where, listener.note)
     outcomes = building.attempt("run", plans, place, listener.audience, where)

@@ -70,9 +70,10 @@ def ending(result: Result) -> str:
 
 
 def describe_outcome(done: Outcome) -> str:
-    """The closing words of one build: table, place, next commands. Empty for a failed one."""
+    """The closing words of one build: table, place, next commands. Empty for one that failed before
+    it came to a package that was asked for."""
     metrics, speed = done.fidelity, done.load("measure", Speed)
-    if done.error or not (metrics or speed):
+    if (done.error and done.package is None) or not (metrics or speed):
         return ""
     answers = done.load("answers", Answers)
     rows = figures.fidelity_table(

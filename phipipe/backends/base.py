@@ -247,8 +247,7 @@ class Backend(Generic[Chosen]):
     vision: Mapping[str, str] = field(default_factory=dict)
     """Architecture that sees (``vision.kinds.KINDS``) → the step that puts its eyes beside the
     artifact."""
-    eyes_on: frozenset[str] = frozenset({"cpu"})
-    """Units that eyes are built for."""
+    eyes_on: frozenset[str] = frozenset({"cpu"})  # units that eyes are built for
     picture_tokens: Mapping[str, int] = field(default_factory=dict)
     """Architecture that sees → the id at which the runtime looks for pictures, if that is fixed."""
     unable: Mapping[str, str] = field(default_factory=dict)
@@ -271,6 +270,8 @@ class Backend(Generic[Chosen]):
     codec: Callable[[Params], Codec] | None = None
     """What its files hold of a weight that ``stores`` knows: called inside its toolchain with
     ``Job.codec_params`` of an int4 build."""
+    library: str = ""  # what loads its packages, as the hub calls it; empty: the backend's own name
+    hub_tags: tuple[str, ...] = ()  # by which the hub's users find such files
     rank: int = 100  # of several that fit, `phipipe init` takes the lowest
     colour: int | None = None  # its place in ``board.colours.SERIES``; None: grey
 

@@ -11,8 +11,9 @@ what was refused yesterday is refused again today, until the recipe tolerates it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -22,7 +23,7 @@ from phipipe.batch import folder as batch_folder
 from phipipe.batch.accept import Done
 from phipipe.batch.folder import DIGITS, LOCK
 from phipipe.batch.selection import Item
-from phipipe.errors import PhipipeError, RecipeError, Skipped, StoreError
+from phipipe.errors import PhipipeError, RecipeError, Skipped, SourceError, StoreError
 from phipipe.execution import dispatch, preflight
 from phipipe.execution.manner import Engine, Manner
 from phipipe.execution.results import Listener
@@ -116,6 +117,7 @@ def run(
     keep: int = 3,
     fail_fast: bool = False,
     engine: Engine | None = None,
+    publish: bool = True,
 ) -> list[Done]:
     """Build what is planned, and accept what is good enough.
 
@@ -124,10 +126,10 @@ def run(
             among them.
         engine: see ``Manner``.
         fail_fast: start nothing more after the first failure; a refused item is one.
+        publish: whether packages that are accepted go where their recipes publish them.
 
     Raises:
-        Interrupted: see ``schedule.attempt``; what was finished is stored, and the next batch goes
-            on from there.
+        Interrupted: what was finished is stored, and the next batch goes on from there.
     """
     first = next((item for item in items if item.error), None)
     if fail_fast and first:
@@ -138,10 +140,36 @@ def run(
     manner = Manner(out=out, place=_place, jobs=jobs, fail_fast=fail_fast, engine=engine)
     outcomes = dispatch.attempt(plans, store, settings, listener, manner)
     results = {id(item): outcome for item, outcome in zip(planned, outcomes, strict=True)}
+    told = listener.note
     with _locked(out, planned):
-        return [
-            accept.finish(item, results.get(id(item)), out, keep, listener.note) for item in items
-        ]
+        own = {item.name: _digests(out / item.name) for item in items if _publishes(item)}
+        done = [accept.finish(item, results.get(id(item)), out, keep, told) for item in items]
+    return [_published(one, own, told) for one in done] if publish else done
+
+
+def _publishes(item: Item) -> bool:
+    return item.build is not None and bool(item.build.recipe.publish)
+
+
+def _digests(home: Path) -> list[str]:
+    """Of the packages that batches have made in ``home``, as far as they can be read."""
+    found = []
+    for path in batch_folder.versions(home) if home.is_dir() else ():
+        with suppress(SourceError):
+            found.append(manifest.read_manifest(path).digest)
+    return found
+
+
+def _published(done: Done, own: Mapping[str, Sequence[str]], note: Callable[[str], None]) -> Done:
+    """Publish a package that was accepted, also in place of ``own``: those that batches made before
+    it (build → digests)."""
+    from phipipe.publishing import builds
+
+    build, package = done.item.build, done.outcome.package if done.outcome else None
+    if done.error or build is None or package is None or not build.recipe.publish:
+        return done
+    error = builds.publish(build, package, note, own[done.item.name])
+    return replace(done, error=error) if error else done
 
 
 def _place(out: Path, name: str, digest: str) -> Path:

@@ -120,6 +120,7 @@ def _manner(manner: Manner) -> batches.Manner:
         fail_fast=not manner.keep_going,
         jobs=manner.jobs,
         on=manner.on,
+        publish=manner.publish,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phipipe.cli import completions
-from phipipe.cli.options import JOBS, ON, Count, UserPath, taking
+from phipipe.cli.options import JOBS, ON, PUBLISH, Count, UserPath, taking
 from phipipe.files.user_paths import Kind
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Manner:
     jobs: int | None
     on: str | None
     on_finish: str | None
+    publish: bool
 
     @property
     def words(self) -> list[str]:
@@ -89,7 +90,8 @@ class Manner:
             if value is not None
             for word in (option, str(value))
         ]
-        return given if self.keep_going else [*given, "--fail-fast"]
+        flags = {"--fail-fast": not self.keep_going, "--no-publish": not self.publish}
+        return [*given, *(flag for flag, is_set in flags.items() if is_set)]
 
 
 RECIPES = UserPath(Kind.EITHER, missing="recipe or folder of recipes")
@@ -156,6 +158,7 @@ MANNER = taking(
         ),
         JOBS,
         ON,
+        PUBLISH,
         click.option(
             "--on-finish",
             metavar="COMMAND|URL",

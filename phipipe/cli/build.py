@@ -13,7 +13,17 @@ from phipipe.cli import answers, completions
 from phipipe.cli.attempt import attempt, make_board
 from phipipe.cli.groups import command
 from phipipe.cli.messages import complain, echo, note
-from phipipe.cli.options import AS_JSON, JOBS, LOG_FORMAT, ON, RECIPE, SETS, UserPath, taking
+from phipipe.cli.options import (
+    AS_JSON,
+    JOBS,
+    LOG_FORMAT,
+    ON,
+    PUBLISH,
+    RECIPE,
+    SETS,
+    UserPath,
+    taking,
+)
 from phipipe.cli.workplace import store_of_user
 from phipipe.files.user_paths import Kind
 
@@ -44,13 +54,14 @@ class Manner:
     out: Path  # where packages go
     jobs: int | None  # steps side by side; None: what cores and memory allow
     on: str | None  # whose machines do them; None: this one
+    publish: bool  # whether packages go where the recipe publishes them
 
 
 @command("phipipe run recipes/quickstart.yaml")
 @RECIPE
 @SETS
 @ONLY
-@taking("manner", Manner, [OUT, JOBS, ON])
+@taking("manner", Manner, [OUT, JOBS, ON, PUBLISH])
 @LOG_FORMAT
 @AS_JSON
 def run(
@@ -61,7 +72,7 @@ def run(
     from phipipe.api import building, show
 
     place = store_of_user()
-    where = building.Where(out=manner.out, jobs=manner.jobs, on=manner.on)
+    where = building.Where(out=manner.out, jobs=manner.jobs, on=manner.on, publishes=manner.publish)
     plans = building.planned(recipe, note, sets=sets, only=only, on=manner.on)
     building.check_room(plans, place, where, note)
     outcomes = attempt("run", plans, place, where)

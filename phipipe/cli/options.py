@@ -160,6 +160,12 @@ JOBS = click.option(
 ON = click.option(
     "--on", metavar="dask://HOST:PORT", help="Have steps done by the workers of a Dask scheduler."
 )
+PUBLISH = click.option(
+    "--publish/--no-publish",
+    default=True,
+    show_default=True,
+    help="Whether packages go where recipes publish them.",
+)
 LOG_FORMAT = click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),

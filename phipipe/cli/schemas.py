@@ -18,7 +18,7 @@ from phipipe import backends
 from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
-from phipipe.output import batch, diff, documents, lists, planned, recipes, tuned
+from phipipe.output import batch, diff, documents, lists, planned, published, recipes, tuned
 from phipipe.recipe import schema
 from phipipe.steps import Json
 from phipipe.suggestions import near
@@ -47,6 +47,8 @@ DOCUMENTS: Mapping[str, Json] = {
     "eval": documents.Built,
     "measure": Board,
     "compare": Board,
+    "pull": published.Pulled,
+    "push": published.Pushed,
     "serve": documents.Served,
     "verify": documents.Verified,
     "sign": documents.Signed,

@@ -63,6 +63,17 @@ COMMANDS = {  # heading → commands, in the order a user meets them
         ),
         Row("sign", "signing:sign", "Sign a package with a key, a certificate or an identity."),
         Row(
+            "pull",
+            "publishing:pull",
+            "Fetch a package from where `push` published it, verify it, and put it into its "
+            "folder.",
+        ),
+        Row(
+            "push",
+            "publishing:push",
+            "Publish a package on the Hugging Face hub, in an OCI registry or in a bucket.",
+        ),
+        Row(
             "serve",
             "serve:serve",
             "Serve a package to apps that speak OpenAI's API, until Ctrl-C.",

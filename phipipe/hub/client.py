@@ -8,7 +8,6 @@ to this machine); it appears in no message.
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,20 @@ from urllib.parse import quote, urlsplit
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.hub import exchange
+from phipipe.hub.endpoint import endpoint as endpoint
+from phipipe.hub.endpoint import is_offline as is_offline
+from phipipe.hub.endpoint import no_address
+from phipipe.hub.endpoint import token as token
 from phipipe.hub.exchange import Address
-from phipipe.hub.failures import Fault, Unreachable, fault_of, patiently, status_error
+from phipipe.hub.failures import (
+    Fault,
+    NoRevision,
+    NotThere,
+    Unreachable,
+    fault_of,
+    patiently,
+    status_error,
+)
 from phipipe.hub.published import Published
 from phipipe.models import checkpoints, weight_files
 
@@ -72,52 +83,6 @@ class Listing:
         return any(file.name.endswith(".safetensors") for file in self.files)
 
 
-def is_offline() -> bool:
-    """Whether the user forbade any network (HF_HUB_OFFLINE)."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def endpoint() -> str:
-    """The hub's address, without a slash at the end.
-
-    Raises:
-        SourceError: HF_ENDPOINT is none.
-    """
-    url = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    if not _is_address(url):
-        raise _no_address()
-    return url
-
-
-def _no_address() -> SourceError:
-    return SourceError(
-        "HF_ENDPOINT is no address of a hub", hint="such as https://hub.example, or unset it"
-    )
-
-
-def _is_address(url: str) -> bool:
-    """Whether the hub's client takes ``url``, and it holds no password."""
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and parts.username is None
-            and parts.port != 0
-            and re.fullmatch(r"[!-~]+", url) is not None
-        )
-    except ValueError:  # a port beyond the last one; half a bracket
-        return False
-
-
-def token() -> str | None:
-    """The user's token, None if there is none or it could be read on its way to the endpoint."""
-    if not exchange.is_private(endpoint()):
-        return None
-    known = exchange.library().get_token()
-    return str(known) if known else None
-
-
 def is_allowed(name: str) -> bool:
     """Whether a checkpoint's file ``name`` is taken; never code, pickles, libraries, or what lies
     in a folder."""
@@ -132,7 +97,7 @@ def listing(repo: Repository, file: str | None = None) -> Listing:
         SourceError: there is no such repository, commit or file, access is refused, or the network
             fails.
     """
-    info = _asked(
+    info = asked(
         repo,
         lambda api: api.repo_info(
             repo.name, revision=repo.revision, files_metadata=True, timeout=TIMEOUT_S
@@ -147,7 +112,7 @@ def listing(repo: Repository, file: str | None = None) -> Listing:
         name for name in names if any(fnmatch.fnmatchcase(name, p) for p in weight_files.PICKLES)
     )
     files = [
-        _published(repo, s.rfilename, s.size, s.blob_id, s.lfs)
+        published(repo, s.rfilename, s.size, s.blob_id, s.lfs)
         for s in info.siblings or ()
         if (is_allowed(s.rfilename) if file is None else s.rfilename == file)
     ]
@@ -178,7 +143,7 @@ def single(repo: Repository, file: str) -> Listing:
     Raises:
         SourceError: as ``listing``, or there is no such file.
     """
-    entries = _asked(
+    entries = asked(
         repo,
         lambda api: api.get_paths_info(
             repo.name, [file], revision=repo.revision, repo_type=repo.kind
@@ -186,7 +151,7 @@ def single(repo: Repository, file: str) -> Listing:
     )
     for entry in entries:
         if getattr(entry, "blob_id", None) and entry.path == file:
-            return Listing((_published(repo, file, entry.size, entry.blob_id, entry.lfs),))
+            return Listing((published(repo, file, entry.size, entry.blob_id, entry.lfs),))
     raise refused(repo, 404, {"x-error-code": "EntryNotFound"}, file)
 
 
@@ -199,7 +164,7 @@ def commit_of(repo: Repository) -> str:
     if is_offline():
         message = f"cannot ask which commit `{repo.name}` is at: HF_HUB_OFFLINE is set"
         raise Unreachable(message, hint=OFFLINE_HINT)
-    info = _asked(
+    info = asked(
         repo,
         lambda api: api.repo_info(
             repo.name, revision=repo.revision, repo_type=repo.kind, timeout=TIMEOUT_S
@@ -210,7 +175,8 @@ def commit_of(repo: Repository) -> str:
     return str(info.sha)
 
 
-def _published(repo: Repository, name: str, size: object, blob: object, lfs: Any) -> Published:
+def published(repo: Repository, name: str, size: object, blob: object, lfs: Any) -> Published:
+    """A file as the hub's client describes it."""
     algorithm, digest, size = ("sha256", lfs.sha256, lfs.size) if lfs else ("git-sha1", blob, size)
     length = {"sha256": 64, "git-sha1": 40}[algorithm]
     if (
@@ -222,12 +188,19 @@ def _published(repo: Repository, name: str, size: object, blob: object, lfs: Any
     return Published(name, size, algorithm, str(digest))
 
 
-def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
-    """Ask the hub, again where it may help.
+Refuse = Callable[[Repository, int, Mapping[str, str]], SourceError]
+
+
+def asked(
+    repo: Repository, ask: Callable[[Any], T], refuse: Refuse | None = None, what: str = "ask"
+) -> T:
+    """Ask the hub, again where it may help. ``refuse`` words an answer that is final, ``what`` is
+    tried in vain.
 
     Raises:
         SourceError: it refuses, or fails too often.
     """
+    final = refuse or refused
 
     def once() -> T:
         address = endpoint()  # before the hub's client, which does not start with a wrong one
@@ -235,19 +208,19 @@ def _asked(repo: Repository, ask: Callable[[Any], T]) -> T:
         try:
             return ask(library.HfApi(endpoint=address, token=token() or False))
         except http.InvalidURL:
-            raise _no_address() from None
+            raise no_address() from None
         except library.errors.HFValidationError:
             raise SourceError(f"`{repo.name}` is no name that a repository can have") from None
         except library.errors.HfHubHTTPError as error:
             status, headers = int(error.response.status_code), error.response.headers
-            raise status_error(status, headers, lambda: refused(repo, status, headers)) from None
+            raise status_error(status, headers, lambda: final(repo, status, headers)) from None
         except http.TransportError as error:
             raise Fault(str(fault_of(error)), attempts=ASKS) from None
         except NO_ANSWER:
             host = urlsplit(address).netloc
             raise Fault(f"{host} does not answer like a hub", attempts=2) from None
 
-    return patiently(once, f"cannot ask the hub about `{repo.name}`")
+    return patiently(once, f"cannot {what} the hub about `{repo.name}`")
 
 
 def refused(
@@ -266,14 +239,14 @@ def refused(
             "check `revision`, or write `main` there and run `phipipe pin RECIPE`: it takes "
             "today's commit"
         )
-        return SourceError(f"`{repo.name}` has no revision `{repo.revision}`", hint=hint)
+        return NoRevision(f"`{repo.name}` has no revision `{repo.revision}`", hint=hint)
     if code == "EntryNotFound" or (status == 404 and file and not code):
         hint = f"look at {repo.page}/tree/{repo.revision}"
         return SourceError(f"`{repo}` has no file `{file}`", hint=hint)
     if status in (401, 404) or code == "RepoNotFound":
         then = "your token's account may not read it" if known else LOGIN
         message = f"there is no {repo.kind} `{repo.name}` on the hub, or it is private"
-        return SourceError(message, hint=f"check the name; if it is private: {then}")
+        return NotThere(message, hint=f"check the name; if it is private: {then}")
     if status == 403:
         allow = f"give the token the right to read it, or accept its terms on {repo.page}"
         message = f"the hub does not let you read `{repo.name}`"

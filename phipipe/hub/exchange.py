@@ -41,12 +41,13 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a file is had. ``token`` goes to this URL's own host alone; ``refuse`` words a final
-    answer."""
+    """Where a file is had. ``token`` goes to this URL's own host alone, as ``scheme`` has it;
+    ``refuse`` words a final answer."""
 
     url: str
     refuse: Callable[[int, Mapping[str, str]], SourceError]
     token: str | None = None
+    scheme: str = "Bearer"
 
     def __repr__(self) -> str:
         return f"Address({self.url!r})"  # never the token
@@ -60,7 +61,7 @@ def library() -> Any:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        for part in ("constants", "errors"):
+        for part in ("constants", "errors", "utils"):
             importlib.import_module(f"huggingface_hub.{part}")
         return importlib.import_module("huggingface_hub")
     except ValueError as error:
@@ -116,9 +117,9 @@ def _answer(pool: Client, address: Address, wanted: str | None) -> Response:
     if wanted:
         headers["Range"] = wanted
     for _ in range(REDIRECTS + 1):
-        is_own = _origin(url) == _origin(address.url) and is_private(url)
+        is_own = origin(url) == origin(address.url) and is_private(url)
         token = address.token if is_own else None
-        own = {} if token is None else {"Authorization": f"Bearer {token}"}
+        own = {} if token is None else {"Authorization": f"{address.scheme} {token}"}
         response = pool.send(pool.build_request("GET", url, headers=headers | own), stream=True)
         if response.status_code not in (301, 302, 303, 307, 308):
             return response
@@ -147,6 +148,7 @@ def _redirected(url: str, location: str) -> str:
     raise SourceError("the server redirects to what is no address on the web")
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: to whom a request goes."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)

@@ -40,6 +40,18 @@ class Unreachable(SourceError):
     """The other side could not be asked, so that nothing is known: later it may answer."""
 
 
+class NotThere(SourceError):
+    """The other side was asked, and has no such repository; or shows it to others alone."""
+
+
+class NoRevision(SourceError):
+    """The other side has the repository, and no such branch, tag or commit of it."""
+
+
+class OtherBytes(SourceError):
+    """What came is not what its publisher says it is."""
+
+
 class Fault(Exception):
     """Something that may pass: try again, after ``wait_s`` if the server said so, at most
     ``attempts`` times."""
@@ -85,7 +97,9 @@ def fault_of(error: Exception) -> Fault:
         SourceError: trying again cannot help.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # what is raised while its own wrapper is handled leads back to it
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise SourceError(
                 f"the server's certificate is not trusted: {cause.verify_message}",

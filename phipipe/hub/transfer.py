@@ -19,7 +19,7 @@ from pathlib import Path
 from phipipe.errors import Interrupted, SourceError
 from phipipe.hub import exchange
 from phipipe.hub.exchange import Address, Client, Response
-from phipipe.hub.failures import GO_ON, Fault, patiently, status_error
+from phipipe.hub.failures import GO_ON, Fault, OtherBytes, patiently, status_error
 from phipipe.hub.published import Part, Published
 
 CONNECTIONS = 4
@@ -66,7 +66,7 @@ def fetch(
         part.close()
     path.unlink()
     message = f"`{file.name}` is not what was published: it came twice with another"
-    raise SourceError(f"{message} {file.algorithm}", hint=NO_PROXY)
+    raise OtherBytes(f"{message} {file.algorithm}", hint=NO_PROXY)
 
 
 def _attempt(

@@ -111,15 +111,16 @@ def _front_matter(package: Description) -> str:
         facts |= {"license_name": "see-license-file", "license_link": licence.files[0]}
     if bases := _bases(source):
         facts |= {"base_model": bases[0] if len(bases) == 1 else bases}
-        if package.precision.startswith("int"):
-            facts |= {"base_model_relation": "quantized"}
-        elif source.adapter is not None:
-            facts |= {"base_model_relation": "adapter"}
-    chat = ["conversational"] if package.chat_template else []
+        # without the key the hub takes one base for a fine-tune's; 16 bits are another format, too
+        merged = source.adapter is not None and not package.precision.startswith("int")
+        facts |= {"base_model_relation": "merge" if merged else "quantized"}
+    face = backends.load(package.backend)
+    own = [*face.hub_tags, *(["conversational"] if package.chat_template else [])]
+    named = ["phipipe", package.backend, package.precision, package.device.name, *own]
     facts |= {
-        "library_name": package.backend,
+        "library_name": face.library or package.backend,
         "pipeline_tag": "image-text-to-text" if package.fidelity.vision else "text-generation",
-        "tags": ["phipipe", package.backend, package.precision, package.device.name, *chat],
+        "tags": list(dict.fromkeys(named)),
     }
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=False)}---\n\n"
 

@@ -90,7 +90,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
     return Step(
         name="package",
         runs="package/assemble",
-        version=2,
+        version=3,
         needs=needs,
         params=_papers(plan, original, job) | twin,
         provenance=True,
@@ -124,11 +124,16 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
 
 def _neutral(recipe: Recipe) -> dict[str, Json]:
     """The recipe without what changes no result: this machine's folders, tags, what a batch
-    tolerates, who signs."""
+    tolerates, who signs, where it is published."""
     values = recipe.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"tags": True, "evaluate": {"tolerance"}, "package": {"sign"}},
+        exclude={
+            "tags": True,
+            "publish": True,
+            "evaluate": {"tolerance"},
+            "package": {"sign"},
+        },
     )
     if not values["package"]:  # packages of before say nothing of it, and keep their keys
         del values["package"]

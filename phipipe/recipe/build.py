@@ -9,8 +9,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from phipipe.errors import RecipeError, TargetError
+from phipipe.recipe import addresses
 from phipipe.recipe.places import Where
 from phipipe.recipe.recipe import Recipe
+from phipipe.suggestions import shorten
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,18 @@ def paths_of(recipe: Recipe) -> list[tuple[Where, str]]:
         (("device",), recipe.device if recipe.device.endswith((".yaml", ".yml")) else None),
     ]
     return [(where, text) for where, text in named if text is not None]
+
+
+def one_address(builds: Sequence[Build]) -> str | None:
+    """Why ``builds`` cannot be published, in words; None where each has addresses of its own."""
+    texts = [text for build in builds for text in build.recipe.publish]
+    same = addresses.clash(texts, [build.name for build in builds])
+    if same is None:
+        return None
+    return (
+        f"`{shorten(same)}` is the address of {len(builds)} builds; write `{{name}}` or "
+        f"`{{digest}}` in it"
+    )
 
 
 def problem_at(

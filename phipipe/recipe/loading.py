@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from phipipe.errors import RecipeError
 from phipipe.files import file_names, user_paths
 from phipipe.recipe import absent, empty, overlay, patterns
-from phipipe.recipe.build import Build, paths_of
+from phipipe.recipe.build import Build, one_address, paths_of
 from phipipe.recipe.complaints import complaints
 from phipipe.recipe.document import parse, read
 from phipipe.recipe.places import Document, Problem, Where
@@ -135,12 +135,12 @@ class _Loading:
         name = str(base.get("name"))
         variants = self._variants(base) if "matrix" in self._data else [_Variant(base, name)]
         if only and not self._problems:
-            chosen = overlay.wanted(only, [variant.name for variant in variants], name)
-            variants = [variant for variant in variants if variant.name in chosen]
-        builds = []
-        for variant in variants:
-            if not self._problems.enough and (build := self._build(variant, folder)):
-                builds.append(build)
+            chosen = overlay.wanted(only, [one.name for one in variants], name)
+            variants = [one for one in variants if one.name in chosen]
+        made = (None if self._problems.enough else self._build(one, folder) for one in variants)
+        builds = [build for build in made if build]
+        if message := one_address(builds):
+            self._problems.note(("publish",), message)
         return builds, self._problems.error if self._problems else None
 
     def _variants(self, base: dict[str, Json]) -> list[_Variant]:

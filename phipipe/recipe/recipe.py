@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from phipipe import metrics
 from phipipe.files import file_names
+from phipipe.recipe import addresses
 from phipipe.recipe.complaints import At
 from phipipe.recipe.learned import Weights
 from phipipe.recipe.packaging import Packaging
@@ -245,6 +246,11 @@ class Recipe(Model):
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
     package: Packaging = Field(Packaging(), description="What is done with the finished package.")
+    publish: list[Annotated[str, AfterValidator(addresses.checked)]] = Field(
+        [],
+        description="Where the package goes when it is written: hf://, oci:// and s3:// addresses; "
+        "`{name}` is the build's name, `{digest}` the package's.",
+    )
     tags: list[str] = Field(
         [], description="Words of yours, to select recipes by; they change no result."
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import obstore
@@ -19,8 +21,19 @@ from obstore.exceptions import (
 )
 
 REQUEST_S, CONNECT_S, RETRIES = 60, 10, 3
+PART_BYTES = 16 * 2**20  # of a long upload; S3 takes 10,000 parts
+COPY_BYTES = 5 * 2**30  # S3 copies no longer object at once
 GONE = (NotFoundError, FileNotFoundError)
 THERE = (AlreadyExistsError, PreconditionError, FileExistsError)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a store says of an object: ``size`` in bytes; ``attributes`` are what it was written
+    with."""
+
+    size: int
+    attributes: Mapping[str, str]
 
 
 class Bucket:
@@ -33,8 +46,9 @@ class Bucket:
 
     FAILURES = (BaseError, OSError)  # what methods raise where it does not do what it is asked
 
-    def __init__(self, url: str) -> None:
-        self._there = _open(url)
+    def __init__(self, url: str, *, hashed: bool = False) -> None:
+        """With ``hashed`` an S3 server is told each upload's SHA-256, and refuses other bytes."""
+        self._there = _open(url, hashed)
 
     def get(self, name: str) -> bytes | None:
         """The object ``name``; None if there is none."""
@@ -76,8 +90,53 @@ class Bucket:
         with contextlib.suppress(*GONE):
             obstore.delete(self._there, name)
 
+    def about(self, name: str) -> About | None:
+        """Size and attributes of an object; None if it is not there."""
+        try:
+            found = obstore.get(self._there, name, options={"head": True})
+        except GONE:
+            return None
+        given = {str(key): str(value) for key, value in found.attributes.items()}
+        return About(int(found.meta["size"]), given)
 
-def _open(url: str) -> Any:
+    def upload(self, name: str, path: Path, attributes: Mapping[str, str]) -> None:
+        """The file ``path`` as an object, in parts where it is long: it appears as a whole, in
+        place of what was there."""
+        given: Any = dict(attributes)  # its type knows the usual ones alone
+        obstore.put(self._there, name, path, attributes=given, chunk_size=PART_BYTES)
+
+    def stream(self, name: str, start: int) -> Iterator[bytes]:
+        """The content of an object from the byte ``start`` on, which it must have.
+
+        Raises:
+            FAILURES: it is not there, or the connection broke.
+        """
+        whole = obstore.get(self._there, name, options={"range": {"offset": start}})
+        for chunk in whole.stream(min_chunk_size=2**20):
+            yield bytes(chunk)
+
+    def copy(self, name: str, to: str) -> None:
+        """An object's content and attributes as the object ``to``, within the store; at most
+        ``COPY_BYTES``."""
+        obstore.copy(self._there, name, to)
+
+    def names(self, prefix: str | None = None, limit: int = 1000) -> list[str]:
+        """Names of objects, those in the folder ``prefix``; about ``limit`` at most."""
+        found: list[str] = []
+        for batch in obstore.list(self._there, prefix):
+            found += [str(one["path"]) for one in batch]
+            if len(found) >= limit:
+                break
+        return found
+
+
+def remote_failure(error: Exception) -> bool:
+    """Whether the other side raised ``error``, or the way to it, rather than this machine's own
+    files."""
+    return isinstance(error, BaseError) or getattr(error, "errno", None) is None
+
+
+def _open(url: str, hashed: bool) -> Any:
     """obstore's store for ``url``."""
     if url.startswith("file://"):
         return obstore.store.LocalStore.from_url(url, mkdir=True)
@@ -91,6 +150,8 @@ def _open(url: str) -> Any:
         options["allow_http"] = True
     retry = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=2 * REQUEST_S)}
     more = {"endpoint": endpoint} if endpoint and url.startswith("s3://") else {}
+    if hashed and url.startswith("s3://"):
+        more["checksum_algorithm"] = "SHA256"
     # its overloads are by provider, ours are all of them
     from_url: Callable[..., Any] = obstore.store.from_url
     return from_url(url, client_options=options, retry_config=retry, **more)

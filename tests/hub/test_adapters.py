@@ -192,7 +192,7 @@ def test_init_writes_base_and_adapter(folder: Path, served: Hub, run: Run) -> No
     assert any(text.endswith(line) for text in (folder / "hub.yaml").read_text().splitlines())
 
 
-@pytest.mark.parametrize(("precision", "relation"), [("int8", "quantized"), ("fp16", "adapter")])
+@pytest.mark.parametrize(("precision", "relation"), [("int8", "quantized"), ("fp16", "merge")])
 def test_the_card_names_base_and_adapter(tmp_path: Path, precision: str, relation: str) -> None:
     kitchen = Kitchen(tmp_path / "kitchen")
     commit = "c0ffee" + "0" * 34

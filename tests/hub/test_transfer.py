@@ -312,3 +312,15 @@ def test_after_a_kill_at_most_one_mebibyte_comes_twice(tmp_path: Path, count: in
         assert all(part.read_bytes() == data for part in parts)
         unsent = count * 2**16  # whatever its buffer, the server's system takes one segment more
         assert sent() - count * len(data) <= 2**20 + unsent
+
+
+def test_a_failure_that_leads_back_to_itself_is_still_told() -> None:
+    """As one does that is raised again while its own wrapper is handled."""
+    inner = ConnectionError("broken")
+    try:
+        try:
+            raise RuntimeError("wrapped") from inner
+        except RuntimeError as outer:
+            raise inner from outer.__context__
+    except ConnectionError as error:
+        assert "the connection broke" in str(failures.fault_of(error))  # noqa: PT017

@@ -32,6 +32,7 @@ from testing.kitchen import (
     digest_of,
 )
 
+from phipipe import backends
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import papers
 from phipipe.package import card, closed_world, manifest, markdown, package, recipe
@@ -750,6 +751,14 @@ def test_the_front_matter_is_what_the_hub_reads(cooked: Path, kitchen: Kitchen) 
     assert front_matter(text)["base_model"] == "microsoft/Phi-3.5-mini-instruct"
     assert front_matter(text)["base_model_relation"] == "quantized"
     assert f"at commit `{commit}`" in text
+
+
+def test_the_card_names_what_the_hub_calls_each_runtime(kitchen: Kitchen) -> None:
+    front = front_matter(kitchen.card())
+    assert front["library_name"] == "onnxruntime-genai"
+    assert {"phipipe", "onnxruntime", "int4", "onnx", "conversational"} <= set(front["tags"])
+    known = {"gguf", "onnxruntime-genai", "openvino", "mlx", "litert-lm", "transformers"}
+    assert {backends.load(name).library or name for name in backends.names()} == known
 
 
 def without_chat(k: Kitchen) -> None:

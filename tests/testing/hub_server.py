@@ -51,7 +51,11 @@ class Hub:
     are LFS."""
 
     def __init__(
-        self, files: dict[str, bytes], commit: str = "c0ffee" + "0" * 34, repo: str = "someone/tiny"
+        self,
+        files: dict[str, bytes],
+        commit: str = "c0ffee" + "0" * 34,
+        repo: str = "someone/tiny",
+        handler: type[_Handler] | None = None,
     ) -> None:
         self.files, self.commit, self.repo = files, commit, repo
         self.large = {name for name, data in files.items() if len(data) > 10_000}
@@ -75,10 +79,8 @@ class Hub:
         self.released = threading.Event()
         hub = self
 
-        class Handler(_Handler):
-            server_hub = hub
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        kind = type("Handler", (handler or _Handler,), {"server_hub": hub})
+        self._server = _Server(("127.0.0.1", 0), kind)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), daemon=True
         )

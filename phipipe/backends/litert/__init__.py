@@ -170,6 +170,8 @@ FACE = Backend(
     rotary=frozenset({"linear", "llama3", "longrope", "yarn", "yarn.beta_fast", "yarn.beta_slow"}),
     suits="Google's runtime for Android, on the CPU. Choose it for apps that use LiteRT-LM.",
     advice=ADVICE,
+    library="litert-lm",
+    hub_tags=("tflite",),
     rank=6,
     colour=5,
 )

@@ -264,6 +264,8 @@ FACE = Backend(
     stores=STORES,
     weight_bits=_weight_bits,
     codec=codec,
+    library="gguf",
+    hub_tags=("llama.cpp",),
     rank=5,
     colour=2,
 )

@@ -274,6 +274,8 @@ FACE = Backend(
         stored, job.options, _float_bytes(job)
     ),
     codec=codec,
+    library="onnxruntime-genai",
+    hub_tags=("onnx", "onnxruntime"),
     rank=1,
     colour=0,
 )

@@ -281,6 +281,7 @@ FACE = Backend(
     unable={"gemma3_text": "optimum-intel 2.2 exports it with transformers up to 5.0 alone"},
     suits="Intel's CPUs, GPUs and NPUs, and models that see. Choose it for Intel PCs.",
     advice=ADVICE,
+    hub_tags=("openvino-genai",),
     rank=2,
     colour=3,
 )

@@ -188,6 +188,8 @@ FACE = Backend(
     suits="Qualcomm's NPUs. Choose it for Snapdragon laptops and phones where battery "
     "counts; context and prompt lengths are fixed.",
     advice=ADVICE,
+    library="onnxruntime-genai",
+    hub_tags=("onnx", "onnxruntime"),
     rank=3,
     colour=6,
 )

@@ -186,6 +186,8 @@ FACE = Backend(
     suits="A checkpoint for transformers. Choose it to compare, or where a server with "
     "PyTorch is the target.",
     advice=ADVICE,
+    library="transformers",
+    hub_tags=("pytorch",),
     rank=7,
     colour=1,
 )
