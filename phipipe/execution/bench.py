@@ -229,7 +229,7 @@ class Bench:
             params["files"] = list(source.files)
         if step.provenance:
             params["steps"] = {
-                name: _provenance(self._record_of(r), r.key) for name, r in before.items()
+                name: _provenance(self._record_of(r), r) for name, r in before.items()
             }
         record: dict[str, Json] = {
             "format": keys.FORMAT,
@@ -273,9 +273,10 @@ def _digests(inputs: Results) -> dict[str, str]:
     return {name: result.stored.digest for name, result in inputs.items()}
 
 
-def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:
+def _provenance(record: Mapping[str, Json], result: Result) -> dict[str, Json]:
     names = ("runs", "version", "params", "inputs", "tools", "digest")
     files = [
         {name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]
     ]  # no times
-    return {name: record[name] for name in names} | {"outputs": files, "key": key}
+    ran = {"toolchain": result.step.toolchain} if result.step.toolchain else {}
+    return {name: record[name] for name in names} | {"outputs": files, "key": result.key} | ran

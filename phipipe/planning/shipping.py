@@ -90,7 +90,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
     return Step(
         name="package",
         runs="package/assemble",
-        version=2,
+        version=3,
         needs=needs,
         params=_papers(plan, original, job) | twin,
         provenance=True,
