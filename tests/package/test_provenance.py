@@ -81,7 +81,7 @@ def test_it_names_recipe_source_texts_and_toolchains(kitchen: Kitchen) -> None:
         f"pkg:huggingface/microsoft/Phi-3.5-mini-instruct@{COMMIT}"
     )
     assert found["text/made"]["uri"] == "urn:phipipe:builtin:stories"
-    lines = [f"{name}=={version}" for name, version in sorted(TOOLS.items())]
+    lines = sorted(f"{name}=={version}" for name, version in TOOLS.items())
     had = found["toolchain/onnxruntime"]
     assert had["annotations"]["packages"] == lines
     text = "".join(f"{line}\n" for line in lines)
