@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from phipipe.api.plans import PlannedBuild as PlannedBuild
     from phipipe.api.plans import plan as plan
     from phipipe.api.progress_display import Progress as Progress
+    from phipipe.api.rebuilding import Rebuilt as Rebuilt
+    from phipipe.api.rebuilding import rebuild as rebuild
     from phipipe.api.recipes import Recipe as Recipe
     from phipipe.api.results import Result as Result
     from phipipe.api.results import Results as Results
@@ -56,6 +58,7 @@ _HOMES = {
     "phipipe.api.recipes": ("Recipe",),
     "phipipe.api.plans": ("Plan", "PlannedBuild", "plan"),
     "phipipe.api.runs": ("run",),
+    "phipipe.api.rebuilding": ("Rebuilt", "rebuild"),
     "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
     "phipipe.api.packages": ("Conversation", "Package"),

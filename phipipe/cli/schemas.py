@@ -47,6 +47,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "eval": documents.Built,
     "measure": Board,
     "compare": Board,
+    "rebuild": documents.Rebuilt,
     "verify": documents.Verified,
     "sign": documents.Signed,
     "init": recipes.Started,

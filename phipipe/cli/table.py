@@ -63,6 +63,11 @@ COMMANDS = {  # heading → commands, in the order a user meets them
         ),
         Row("sign", "signing:sign", "Sign a package with a key, a certificate or an identity."),
         Row(
+            "rebuild",
+            "rebuild:rebuild",
+            "Make a package again from its own recipe, in an empty cache, and compare the two.",
+        ),
+        Row(
             "verify",
             "signing:verify",
             "Check that a package is complete and unchanged, that nothing in it runs or loads "

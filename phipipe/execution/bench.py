@@ -240,7 +240,7 @@ class Bench:
             "tools": dict(self._tools.get(step.toolchain).packages) if step.toolchain else {},
         }
         if step.measurement:
-            record["host"] = host()
+            record["host"] = host() if step.host is None else dict(step.host)
         return record
 
     def _in_process(self, request: Request, out: Path, on_progress: OnProgress) -> dict[str, float]:

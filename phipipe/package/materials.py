@@ -86,7 +86,7 @@ def materials(described: Description) -> Iterator[Material]:
     for name, step in sorted(described.steps.items()):
         if step.runs not in (FETCHED, TAKEN):
             continue
-        hub, builtin = _hub(step), None if step.runs == FETCHED else _builtin(name, described)
+        hub, builtin = hub_of(step), None if step.runs == FETCHED else _builtin(name, described)
         for file in sorted(step.outputs, key=lambda one: one.path):
             yield Material(name, file.path, file.size, file.sha256, hub, builtin)
 
@@ -109,7 +109,7 @@ def parts(source: Source) -> list[Origin | Source]:
     return [source]
 
 
-def _hub(step: Step) -> Hub | None:
+def hub_of(step: Step) -> Hub | None:
     """The repository that a step's parameters name; a stranger's may name anything."""
     if step.runs != FETCHED:
         return None

@@ -13,7 +13,7 @@ https://slsa.dev/spec/v1.0/provenance
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -127,3 +127,13 @@ def _disagreements(said: Statement, manifest: Manifest, raw: bytes) -> Iterator[
         yield f"does not name `{shown(missing[0][0])}` as the manifest does"
     if added := sorted(name for name, _ in named - wanted):
         yield f"names `{shown(added[0])}`, which the manifest does not have so"
+
+
+def is_of_another_builder(said: Mapping[str, Json]) -> bool:
+    """Whether a statement is about a build of another kind than phipipe's."""
+    try:
+        return (
+            Statement.model_validate(dict(said)).predicate.buildDefinition.buildType != BUILD_TYPE
+        )
+    except ValidationError:
+        return False
