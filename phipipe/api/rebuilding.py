@@ -28,6 +28,7 @@ from phipipe.package.manifest import Finding
 from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.settings.apart import cache_in
+from phipipe.signing import opening
 from phipipe.store import exports, files
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
@@ -123,7 +124,7 @@ def made_again(
 ) -> Rebuilt:
     """As ``rebuild``, for the command line and for Python alike; ``note`` hears beforehand why it
     will hardly be the same."""
-    manifest = packages.open_(folder)
+    manifest = opening.open_(folder, note)
     if out is not None:
         places.refuse_inside(out)
         exports.check_replaceable(out / manifest.name)

@@ -41,6 +41,7 @@ TEXTS = click.option(
 )
 DEVICE = click.option(
     "--device",
+    "device_file",
     type=UserPath(Kind.FILE, SourceError),
     help="The device file, where the recipe had one of its own.",
 )
@@ -53,7 +54,7 @@ class Files:
     source: Path | None
     adapter: Path | None
     texts: Sequence[Path]
-    device: Path | None
+    device_file: Path | None
 
 
 @command("phipipe rebuild packages/quickstart --check")
@@ -83,7 +84,7 @@ def rebuild(package: Path, check: bool, files: Files, out: Path | None, as_json:
     if check and out is not None:
         raise click.UsageError("--check keeps no package: leave --out out, or --check")
     given = Given(
-        source=files.source, adapter=files.adapter, texts=files.texts, device=files.device
+        source=files.source, adapter=files.adapter, texts=files.texts, device=files.device_file
     )
     target = None if check else out or Path(REBUILT)
     made = rebuilding.made_again(package, given, target, audience, note, LOG.stream)

@@ -27,23 +27,18 @@ def cache_in(folder: Path) -> Iterator[Settings]:
     """
     with _turn:
         settings = Settings.read()
+        toolchains = settings.toolchains.absolute()
         changed = {
             BY_KEY["cache"].variable: str(folder),
-            BY_KEY["toolchains"].variable: str(settings.toolchains.absolute()),
+            BY_KEY["toolchains"].variable: str(toolchains),
         }
-        before = {name: os.environ.get(name) for name in changed}
+        before = {name: value for name in changed if (value := os.environ.get(name)) is not None}
         os.environ.update(changed)
         try:
             yield replace(
-                settings,
-                cache=folder,
-                toolchains=settings.toolchains.absolute(),
-                remote=None,
-                remote_writes=False,
+                settings, cache=folder, toolchains=toolchains, remote=None, remote_writes=False
             )
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            for name in changed:
+                del os.environ[name]
+            os.environ.update(before)
