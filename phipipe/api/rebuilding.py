@@ -29,7 +29,7 @@ from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.settings.apart import cache_in
 from phipipe.signing import opening
-from phipipe.store import exports, files
+from phipipe.store import exports, files, free_space, refusals
 from phipipe.store.store import Store
 from phipipe.toolchains import environments
 from phipipe.words import counted
@@ -126,8 +126,7 @@ def made_again(
     will hardly be the same."""
     manifest = opening.open_(folder, note)
     if out is not None:
-        places.refuse_inside(out)
-        exports.check_replaceable(out / manifest.name)
+        _check_target(out, manifest.name)
     user = workplace.of_user(note)
     with _apart(user) as (place, workspace):
         replay.lend(manifest, user.settings.cache, place.store)
@@ -157,9 +156,22 @@ def made_again(
 
 
 def _kept(made: Path, target: Path) -> Package:
-    times = files.times(made)
-    exports.export(made, {p: (made / p).stat().st_mtime_ns for p in times}, target)
+    """The package in ``made``, copied to where it stays."""
+    with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
+        exports.export(made, files.times(made), target)
     return Package.open(target)
+
+
+def _check_target(out: Path, name: str) -> None:
+    """Refuse a folder for packages where the one called ``name`` could not be laid afterwards.
+
+    Raises:
+        StoreError: it is in a package, cannot be written, or holds something else there.
+    """
+    places.refuse_inside(out)
+    refusals.probe(out)
+    with refusals.guard(out, remedy=free_space.KEEP_OUT):
+        exports.check_replaceable(out / name)
 
 
 def _reasons(folder: Path, plan: Plan, settings: Settings) -> list[str]:

@@ -121,3 +121,22 @@ def test_a_changed_package_is_not_rebuilt(run: Run, cooked: Path) -> None:
     code, _, err = run("rebuild", str(cooked), "--check")
     assert code == 8
     assert "is not as it was packaged" in err
+
+
+@pytest.mark.parametrize("where", ["a file", "a package", "something else"])
+def test_a_folder_that_cannot_be_had_is_refused_before_the_work(
+    run: Run, cooked: Path, tmp_path: Path, where: str
+) -> None:
+    out = tmp_path / "out"
+    if where == "a file":
+        out.write_text("some", "utf-8")
+    elif where == "a package":
+        out = cooked / "inside"
+    else:
+        (out / "quickstart").mkdir(parents=True)
+        (out / "quickstart" / "thesis.txt").write_text("mine", "utf-8")
+    code, _, err = run("rebuild", str(cooked), "--out", str(out))
+    assert code in (2, 9)
+    assert "bug" not in err
+    assert cooked.is_dir()
+    assert not (cooked / "inside").exists()
