@@ -24,13 +24,18 @@ def test_nothing_of_it_stays(own_cache: Path) -> None:
     assert not list((own_cache / "tmp").iterdir())
 
 
-def test_the_log_of_what_failed_is_kept_where_the_error_says(own_cache: Path) -> None:
-    user = workplace.of_user(workplace.silent)
-    with pytest.raises(StepFailed) as failed, rebuilding._apart(user) as (place, _):
+def failing() -> None:
+    """A step of a rebuild that fails and says where its log is."""
+    with rebuilding._apart(workplace.of_user(workplace.silent)) as (place, _):
         log = place.store.root / "logs" / "convert.log"
         log.parent.mkdir(exist_ok=True)
         log.write_text("what went wrong", "utf-8")
         raise StepFailed("step `convert` failed", hint=f"its log: {log}")
+
+
+def test_the_log_of_what_failed_is_kept_where_the_error_says(own_cache: Path) -> None:
+    with pytest.raises(StepFailed) as failed:
+        failing()
     kept = Path(str(failed.value.hint).removeprefix("its log: "))
     assert kept.parent == own_cache / "logs"
     assert kept.read_text("utf-8") == "what went wrong"
