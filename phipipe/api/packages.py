@@ -12,12 +12,11 @@ from phipipe.api.events import OnProgress, Telling
 from phipipe.api.figures import Figures
 from phipipe.api.measurements import ImportedSpeeds, Measurement
 from phipipe.api.results import Result
-from phipipe.api.workplace import UserPath, path_of
+from phipipe.api.workplace import UserPath
 from phipipe.chat import start
 from phipipe.chat.conversation import Conversation as Conversation
 from phipipe.chat.conversation import OnText, check_prompt
 from phipipe.execution import finished
-from phipipe.files.user_paths import Kind
 from phipipe.package import package as packages
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
