@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from phipipe.api.publishing import Pushed as Pushed
     from phipipe.api.publishing import pull as pull
     from phipipe.api.publishing import push as push
+    from phipipe.api.rebuilding import Rebuilt as Rebuilt
+    from phipipe.api.rebuilding import rebuild as rebuild
     from phipipe.api.recipes import Recipe as Recipe
     from phipipe.api.results import Result as Result
     from phipipe.api.results import Results as Results
@@ -61,6 +63,7 @@ _HOMES = {
     "phipipe.api.recipes": ("Recipe",),
     "phipipe.api.plans": ("Plan", "PlannedBuild", "plan"),
     "phipipe.api.runs": ("run",),
+    "phipipe.api.rebuilding": ("Rebuilt", "rebuild"),
     "phipipe.api.tuning": ("Tuning", "tune"),
     "phipipe.api.results": ("Result", "Results"),
     "phipipe.api.packages": ("Conversation", "Package", "Server"),

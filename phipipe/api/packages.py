@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from phipipe.api import building, pages, publishing, serving, workplace
 from phipipe.api.building import Where
@@ -12,16 +13,12 @@ from phipipe.api.figures import Figures
 from phipipe.api.measurements import ImportedSpeeds, Measurement
 from phipipe.api.publishing import Pushed
 from phipipe.api.results import Result
-from phipipe.api.workplace import UserPath, path_of
+from phipipe.api.workplace import UserPath
 from phipipe.chat import start
 from phipipe.chat.conversation import Conversation as Conversation
 from phipipe.chat.conversation import OnText, check_prompt
-from phipipe.errors import SourceError
 from phipipe.execution import finished
-from phipipe.files.user_paths import Kind
-from phipipe.models import gguf_files
 from phipipe.package import package as packages
-from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
 from phipipe.serving.server import Server as Server
@@ -29,6 +26,9 @@ from phipipe.signing import opening
 from phipipe.steps import Json
 from phipipe.visible import visible
 from phipipe.words import counted, human
+
+if TYPE_CHECKING:
+    from phipipe.api.rebuilding import Rebuilt
 
 TOKENS = 256  # of an answer, at most
 LEAST_TOKENS = 256  # of an evaluation
@@ -67,7 +67,7 @@ class Package:
             SourceError: it is no package, was changed, holds what phipipe never packages, or must
                 not be trusted.
         """
-        folder = folder_of(path)
+        folder = workplace.package_path(path)
         return cls(folder, opening.open_(folder, workplace.warned))
 
     @property
@@ -226,10 +226,10 @@ class Package:
             self.path,
             place.store,
             listener.note,
-            text=_file(text, "the text"),
+            text=workplace.file_path(text, "the text"),
             tokens=tokens,
-            source=None if source is None else _source(source),
-            prompts=_file(prompts, "the file of prompts"),
+            source=None if source is None else workplace.original_path(source),
+            prompts=workplace.file_path(prompts, "the file of prompts"),
             kv=kv,
         )
         (outcome,) = building.attempt("eval", [plan], place, listener.audience, Where())
@@ -265,6 +265,29 @@ class Package:
         """
         return ImportedSpeeds(self.path, path, machine)
 
+    def rebuild(
+        self,
+        on_progress: OnProgress | None = None,
+        *,
+        out: UserPath | None = None,
+        source: UserPath | None = None,
+        adapter: UserPath | None = None,
+        texts: Sequence[UserPath] = (),
+        device: UserPath | None = None,
+    ) -> Rebuilt:
+        """As the function ``rebuild``: make the package again, and compare."""
+        from phipipe.api.rebuilding import rebuild
+
+        return rebuild(
+            self.path,
+            on_progress,
+            out=out,
+            source=source,
+            adapter=adapter,
+            texts=texts,
+            device=device,
+        )
+
     def __repr__(self) -> str:
         return f"<Package {self.name}: {self.backend} {self.precision} for {self.device}>"
 
@@ -289,13 +312,4 @@ def folder_of(path: UserPath) -> Path:
     Raises:
         SourceError: there can be none.
     """
-    return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
-
-
-def _file(path: UserPath | None, what: str) -> Path | None:
-    return None if path is None else path_of(path, Kind.FILE, what, SourceError)
-
-
-def _source(path: UserPath) -> Path:
-    kind = Kind.FILE if str(path).lower().endswith(gguf_files.SUFFIX) else Kind.FOLDER
-    return path_of(path, kind, "the original", SourceError)
+    return workplace.package_path(path)

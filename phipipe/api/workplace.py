@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from phipipe.errors import PhipipeError, RecipeError
+from phipipe.errors import PhipipeError, RecipeError, SourceError
 from phipipe.files.user_paths import Kind, problem, shown
+from phipipe.models import gguf_files
+from phipipe.package import versions
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -96,6 +98,34 @@ def path_of(
     if odd := problem(path, kind, text):
         raise error(f"{what}: `{shown(path)}` {odd}", hint="give another path")
     return path
+
+
+def package_path(path: UserPath) -> Path:
+    """The folder of a package; of a batch's folder of versions the one that was accepted last.
+
+    Raises:
+        SourceError: it cannot be one.
+    """
+    return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
+
+
+def file_path(path: UserPath | None, what: str) -> Path | None:
+    """A file, where one is given.
+
+    Raises:
+        SourceError: it cannot be one.
+    """
+    return None if path is None else path_of(path, Kind.FILE, what, SourceError)
+
+
+def original_path(path: UserPath) -> Path:
+    """A checkpoint's folder, or a GGUF.
+
+    Raises:
+        SourceError: it can be neither.
+    """
+    kind = Kind.FILE if str(path).lower().endswith(gguf_files.SUFFIX) else Kind.FOLDER
+    return path_of(path, kind, "the original", SourceError)
 
 
 def check_count(value: int | None, name: str, least: int = 1) -> None:

@@ -49,6 +49,7 @@ DOCUMENTS: Mapping[str, Json] = {
     "compare": Board,
     "pull": published.Pulled,
     "push": published.Pushed,
+    "rebuild": documents.Rebuilt,
     "serve": documents.Served,
     "verify": documents.Verified,
     "sign": documents.Signed,

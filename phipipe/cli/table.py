@@ -74,6 +74,11 @@ COMMANDS = {  # heading → commands, in the order a user meets them
             "Publish a package on the Hugging Face hub, in an OCI registry or in a bucket.",
         ),
         Row(
+            "rebuild",
+            "rebuild:rebuild",
+            "Make a package again from its own recipe, in an empty cache, and compare the two.",
+        ),
+        Row(
             "serve",
             "serve:serve",
             "Serve a package to apps that speak OpenAI's API, until Ctrl-C.",

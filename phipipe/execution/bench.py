@@ -229,7 +229,7 @@ class Bench:
             params["files"] = list(source.files)
         if step.provenance:
             params["steps"] = {
-                name: _provenance(self._record_of(r), r.key) for name, r in before.items()
+                name: _provenance(self._record_of(r), r) for name, r in before.items()
             }
         record: dict[str, Json] = {
             "format": keys.FORMAT,
@@ -240,7 +240,7 @@ class Bench:
             "tools": dict(self._tools.get(step.toolchain).packages) if step.toolchain else {},
         }
         if step.measurement:
-            record["host"] = host()
+            record["host"] = host() if step.host is None else dict(step.host)
         return record
 
     def _in_process(self, request: Request, out: Path, on_progress: OnProgress) -> dict[str, float]:
@@ -273,9 +273,10 @@ def _digests(inputs: Results) -> dict[str, str]:
     return {name: result.stored.digest for name, result in inputs.items()}
 
 
-def _provenance(record: Mapping[str, Json], key: str) -> dict[str, Json]:
+def _provenance(record: Mapping[str, Json], result: Result) -> dict[str, Json]:
     names = ("runs", "version", "params", "inputs", "tools", "digest")
     files = [
         {name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]
     ]  # no times
-    return {name: record[name] for name in names} | {"outputs": files, "key": key}
+    ran = {"toolchain": result.step.toolchain} if result.step.toolchain else {}
+    return {name: record[name] for name in names} | {"outputs": files, "key": result.key} | ran

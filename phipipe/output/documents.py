@@ -251,6 +251,28 @@ class Served:
     context: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A file by which two packages differ."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """A package that was made again: ``differences`` is empty where it is the same bit for bit,
+    ``reasons`` says why it may not be, the likeliest first. The results of the steps in
+    ``taken_over`` are the package's own. ``rebuilt``: the new package; null where none was kept."""
+
+    package: str
+    equal: bool
+    differences: list[Difference]
+    reasons: list[str]
+    taken_over: list[str]
+    rebuilt: str | None
+
+
 # --- as JSON
 
 

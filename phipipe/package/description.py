@@ -74,6 +74,7 @@ class Step(Report):
     outputs: Sequence[File] = Field(default_factory=list)
     runs: Words = ""
     version: int = 1
+    toolchain: Words | None = None  # that it ran in; None: in none, or nobody wrote it down
 
 
 class Fidelity(reports.Metrics):

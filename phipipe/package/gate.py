@@ -25,6 +25,7 @@ from phipipe.evaluate import papers, reference
 from phipipe.files import json_files
 from phipipe.models import code_keys, config_check, weight_files, weights
 from phipipe.package import (
+    gate_bill,
     gate_genai,
     gate_reference,
     peek_gguf,
@@ -49,6 +50,7 @@ COMMON = (
     papers.CARD,
     papers.RECIPE,
     papers.SUMS,
+    papers.BILL,
     *papers.LICENCES,
     "chat_template.jinja",
     "generation_config.json",
@@ -188,6 +190,13 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         ".npy": lambda: gate_reference.tokens(path),
         ".npz": lambda: gate_reference.likeliest(path),
     }
+    named: Mapping[str, Callable[[], Iterable[str]]] = {
+        "baseline.json": lambda: gate_reference.baseline(
+            json_files.read_object(path, MAX_CONFIG_BYTES)
+        ),
+        papers.BILL: lambda: gate_bill.problems(path),
+        "Modelfile": lambda: _modelfile(path),
+    }
     if own in CONFIGS:
         yield from _config(path, backend)
     elif own in ("genai_config.json", "processor_config.json", "static.json"):
@@ -195,12 +204,10 @@ def _by_kind(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
         yield from gate_genai.problems(
             json_files.read_object(path, MAX_TEXT_BYTES), spec, _beside(name, files)
         )
-    elif own == "baseline.json":
-        yield from gate_reference.baseline(json_files.read_object(path, MAX_CONFIG_BYTES))
+    elif own in named:
+        yield from named[own]()
     elif own.endswith(".safetensors.index.json"):
         yield from _index(path, _beside(name, files))
-    elif own == "Modelfile":
-        yield from _modelfile(path)
     elif suffix in checks:
         yield from checks[suffix]() if files[name] else ["is empty"]
     elif own in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"):

@@ -61,9 +61,12 @@ def sums(entries: Iterable[FileEntry | File]) -> str:
     )
 
 
-def seal(folder: Path, described: Mapping[str, Json]) -> None:
-    """Write ``SHA256SUMS`` and ``manifest.json`` into ``folder``, which holds everything else."""
-    files = list(keys.hash_tree(folder))
+def seal(
+    folder: Path, described: Mapping[str, Json], hashed: Iterable[FileEntry] | None = None
+) -> None:
+    """Write ``SHA256SUMS`` and ``manifest.json`` into ``folder``, which holds everything else:
+    ``hashed``, by path, where somebody has done that already."""
+    files = list(keys.hash_tree(folder) if hashed is None else hashed)
     text = sums(files).encode()
     (folder / SUMS).write_bytes(text)
     own = FileEntry(SUMS, len(text), hashlib.sha256(text).hexdigest())

@@ -122,6 +122,7 @@ class Step(Part, description.Step):
     outputs: Files = Field(default_factory=list)
     runs: Line = ""
     version: Count = 1
+    toolchain: Line | None = None
 
 
 class Baseline(Part, reports.Scored):

@@ -7,31 +7,45 @@ Light: it runs in the parent process. What reads packages comes in here: ``open_
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from phipipe import __version__
 from phipipe.errors import SourceError, StepFailed
 from phipipe.evaluate import papers, reference, reports, run_reports
 from phipipe.evaluate.answer_reports import Answers
-from phipipe.evaluate.papers import CARD, LICENCES
+from phipipe.evaluate.papers import CARD
 from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, Vision
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
-from phipipe.package import card, closed_world, gate, leaks, learning, recipe, template
+from phipipe.package import (
+    bill,
+    card,
+    closed_world,
+    gate,
+    leaks,
+    learning,
+    licences,
+    provenance,
+    recipe,
+    template,
+)
 from phipipe.package import manifest as manifests
 from phipipe.package.description import Description, Licence
 from phipipe.package.manifest import Finding, read_manifest
 from phipipe.package.manifest_schema import Manifest
 from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Params
+from phipipe.store import keys
 from phipipe.store.files import copy
+from phipipe.store.keys import FileEntry
 
 __all__ = ["CARD", "Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
 
@@ -47,11 +61,6 @@ RESERVED = frozenset(
         reference.FOLDER,
     )
 )
-# Phrases by which a licence's text is known, and the Hugging Face hub's names for them.
-KNOWN_LICENCES = {
-    "mit": ("permission is hereby granted, free of charge", "without warranty of any kind"),
-    "apache-2.0": ("apache license", "version 2.0, january 2004"),
-}
 
 
 def package(inputs: Inputs, out: Path, params: Params) -> None:
@@ -73,22 +82,25 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
         out / reference.FOLDER,
         copy_function=lambda a, b: copy(Path(a), Path(b)),
     )
-    licence = _licence(inputs["source"], out, params["source"].get("license"))
+    licence = licences.take(inputs["source"], out, params["source"].get("license"))
     _write(out / recipe.NAME, recipe.text(params))
     baseline = reports.read(Baseline, inputs["baseline"])
     metrics = _metrics(inputs, params)
     described = _describe(inputs, params, baseline, metrics, licence)
     _write(out / CARD, card.render(described, baseline, metrics.answers))
+    hashed = _with_bill(out, described)
     _refuse_leaks(
         inputs, out, [one.text for one in metrics.answers] + [chat.text for chat in baseline.chats]
     )
-    manifests.seal(out, described.as_json())
+    manifests.seal(out, described.as_json(), hashed)
     try:
-        gate.pass_(out, read_manifest(out))
+        manifest = read_manifest(out)
+        gate.pass_(out, manifest)
     except SourceError as error:
         raise StepFailed(
             f"no command of phipipe's would open this package: {error.message}"
         ) from None
+    provenance.write(out, manifest)
 
 
 def verify(folder: Path) -> list[Finding]:
@@ -101,8 +113,9 @@ def verify(folder: Path) -> list[Finding]:
     changed = closed_world.verify(folder)
     if any(finding.path == manifests.NAME for finding in changed):
         return changed
-    skip = [finding.path for finding in changed]
-    return sorted({*changed, *gate.findings(folder, read_manifest(folder), skip)})
+    skip, manifest = [finding.path for finding in changed], read_manifest(folder)
+    said = () if provenance.NAME in skip else provenance.findings(folder, manifest)
+    return sorted({*changed, *gate.findings(folder, manifest, skip), *said})
 
 
 def open_(folder: Path) -> Manifest:
@@ -149,32 +162,14 @@ def _copy(artifact: Path, out: Path) -> None:
         raise StepFailed("the artifact is empty: there is nothing to package")
 
 
-def _licence(source: Path, out: Path, stated: str | None) -> Licence:
-    """Copy the source's licence files; none is invented. ``id`` is the hub's name of the licence,
-    if known."""
-    licences = sorted(
-        {path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()}
-    )
-    for path in licences:
-        target = out / path.name
-        if not target.exists():
-            copy(path, target)
-        elif target.read_bytes() != path.read_bytes():
-            raise StepFailed(f"the artifact's `{path.name}` is not the source's")
-    texts = [path for path in licences if path.name.upper().startswith("LICENSE")]
-    recognised = (
-        _recognised(texts[0].read_text("utf-8", errors="replace")) if len(texts) == 1 else None
-    )
-    known = stated or recognised or ("other" if texts else None)
-    return Licence(id=known, stated=stated is not None, files=[path.name for path in licences])
-
-
-def _recognised(text: str) -> str | None:
-    words = " ".join(text.casefold().split())
-    return next(
-        (name for name, parts in KNOWN_LICENCES.items() if all(part in words for part in parts)),
-        None,
-    )
+def _with_bill(out: Path, described: Description) -> list[FileEntry]:
+    """Add the bill of materials to ``out``, which holds all but that; every file, hashed."""
+    hashed = list(keys.hash_tree(out))
+    shipped = [one for one in hashed if not papers.is_paper(PurePosixPath(one.path))]
+    content = bill.text(described, shipped).encode()
+    (out / bill.NAME).write_bytes(content)
+    own = FileEntry(bill.NAME, len(content), hashlib.sha256(content).hexdigest())
+    return sorted([*hashed, own], key=lambda entry: entry.path)
 
 
 def _describe(
@@ -247,7 +242,8 @@ def _provenance(step: Mapping[str, Json]) -> dict[str, Json]:
         {name: output[name] for name in ("path", "size", "sha256")} for output in step["outputs"]
     ]
     names = ("key", "runs", "version", "params", "inputs", "tools", "digest")
-    return {**{name: step[name] for name in names}, "outputs": outputs}
+    ran = {"toolchain": step["toolchain"]} if step.get("toolchain") else {}
+    return {**{name: step[name] for name in names}, **ran, "outputs": outputs}
 
 
 def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:

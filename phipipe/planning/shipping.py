@@ -13,7 +13,7 @@ from phipipe.algorithms import distilled
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import generation_steps, learned, run_steps, scoring
+from phipipe.planning import generation_steps, learned, run_steps, scoring, spelled
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -102,7 +102,7 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
     """What the manifest says of the build, as far as it is known before it starts."""
     recipe, device = plan.build.recipe, plan.device
     backend = backends.load(recipe.backend)
-    quantize = job.options.model_dump(mode="json", exclude_none=True)
+    quantize = spelled.options(job)
     named = {"name": device.name, "title": device.title, "sources": list(device.sources)}
     architecture = {"architecture": device.architecture} if device.architecture else {}
     return {

@@ -68,7 +68,9 @@ def test_the_artifact_ships_unchanged_with_everything_around_it(cooked: Path) ->
         "README.md",
         "LICENSE",
         "recipe.yaml",
+        "bom.cdx.json",
         "manifest.json",
+        "provenance.json",
         "SHA256SUMS",
         "reference/tokens.npy",
     }
@@ -109,7 +111,7 @@ def test_the_manifest_lists_every_other_file(cooked: Path) -> None:
     there = {
         n: (len(data), hashlib.sha256(data).hexdigest())
         for n, data in tree(cooked).items()
-        if n != "manifest.json"
+        if n not in ("manifest.json", "provenance.json")
     }
     assert listed == there
 
@@ -389,8 +391,8 @@ def test_a_manifest_cannot_point_outside_even_with_a_digest_that_fits(
 
 def test_what_is_attached_may_lie_beside_the_manifest(cooked: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(cooked, tmp_path / "attached")
-    for name in papers.ATTACHED:
-        (folder / name).write_text("{}", "utf-8")
+    (folder / papers.SIGNATURE).write_text("{}", "utf-8")
+    assert (folder / papers.PROVENANCE).is_file()
     assert not package.verify(folder)
 
 
@@ -399,12 +401,14 @@ def test_what_is_attached_is_a_plain_file_of_a_sensible_size(
     cooked: Path, tmp_path: Path, name: str
 ) -> None:
     folder = shutil.copytree(cooked, tmp_path / "attached")
+    fit = (folder / name).read_bytes() if (folder / name).exists() else b"{}"
+    (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
     assert [finding.path for finding in package.verify(folder)] == [name]
     (folder / name).rmdir()
     (folder / name).write_bytes(bytes(closed_world.MAX_ATTACHED_BYTES + 1))
     assert [finding.path for finding in package.verify(folder)] == [name]
-    (folder / name).write_bytes(b"{}")
+    (folder / name).write_bytes(fit)
     (folder / name).chmod(0o755)
     assert os.name == "nt" or [finding.path for finding in package.verify(folder)] == [name]
     (folder / name).chmod(0o644)
@@ -450,6 +454,7 @@ def test_manifest_and_sums_must_agree(cooked: Path, tmp_path: Path) -> None:
         entry["sha256"] = hashlib.sha256(text).hexdigest()
 
     rewritten(folder, follow)
+    (folder / "provenance.json").unlink()
     assert [str(f) for f in package.verify(folder)] == [
         "SHA256SUMS: does not say what `manifest.json` says"
     ]

@@ -285,7 +285,7 @@ def test_a_package_that_was_sealed_again_is_not_the_one_that_was_signed(
     phipipe.sign(package, key=key)
     held = (package / "model.sig").read_bytes()
     described = manifest.read_manifest(package).as_json()
-    for name in ("model.sig", "manifest.json", "SHA256SUMS"):
+    for name in ("model.sig", "provenance.json", "manifest.json", "SHA256SUMS"):
         (package / name).unlink()
     (package / "tokenizer_config.json").write_text('{"model_max_length": 4096}\n', "utf-8")
     manifest.seal(package, {k: v for k, v in described.items() if k not in ("files", "digest")})
@@ -299,13 +299,15 @@ def test_a_package_that_was_sealed_again_is_not_the_one_that_was_signed(
 def test_what_came_beside_it_after_the_signing_is_not_covered(
     package: Path, key: Path, pub: Path, run: Run
 ) -> None:
+    said = (package / "provenance.json").read_bytes()
+    (package / "provenance.json").unlink()
     phipipe.sign(package, key=key)
-    (package / "provenance.json").write_text("{}", "utf-8")
+    (package / "provenance.json").write_bytes(said)
     code, _, err = run("verify", package, "--key", pub)
     assert code == 8
     assert "`provenance.json` is not covered by the signature" in err
     phipipe.sign(package, key=key)
-    (package / "provenance.json").write_text("[]", "utf-8")
+    (package / "provenance.json").write_bytes(said + b"\n")
     assert "was changed after it was signed" in run("verify", package, "--key", pub)[2]
     (package / "provenance.json").unlink()
     assert "was signed, and is missing" in run("verify", package, "--key", pub)[2]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phipipe.evaluate import papers
 from phipipe.package import manifest
 
 BACKENDS = ("onnxruntime", "qnn", "openvino", "mlx", "torch", "llamacpp", "litert")
@@ -36,10 +37,11 @@ class Edit:
 
 
 def sealed(folder: Path, change: Callable[[dict[str, Any]], object] = lambda made: None) -> Path:
-    """Make manifest and sums fit what lies in ``folder``, after ``change`` of the manifest."""
+    """Make manifest and sums fit what lies in ``folder``, after ``change`` of the manifest; what
+    was attached to the package before goes."""
     made = json.loads((folder / manifest.NAME).read_text("utf-8"))
     change(made)
-    for name in (manifest.NAME, manifest.SUMS):
+    for name in (manifest.NAME, manifest.SUMS, *papers.ATTACHED):
         (folder / name).unlink(missing_ok=True)
     manifest.seal(
         folder, {name: value for name, value in made.items() if name not in ("files", "digest")}
