@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from phipipe.api import apps as exports
 from phipipe.api import building, pages, workplace
+from phipipe.api.apps import Export
 from phipipe.api.building import Where
 from phipipe.api.events import OnProgress, Telling
 from phipipe.api.figures import Figures
@@ -19,7 +22,6 @@ from phipipe.execution import finished
 from phipipe.files.user_paths import Kind
 from phipipe.models import gguf_files
 from phipipe.package import package as packages
-from phipipe.package import versions
 from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
 from phipipe.steps import Json
@@ -61,7 +63,7 @@ class Package:
         Raises:
             SourceError: it is no package, was changed, or holds what phipipe never packages.
         """
-        folder = _folder(path)
+        folder = exports.folder_of(path)
         return cls(folder, packages.open_(folder))
 
     @property
@@ -134,6 +136,32 @@ class Package:
         return start.converse(
             self.path, place.settings, workplace.silent, system=system, tokens=tokens
         )
+
+    def export(
+        self,
+        apps: Sequence[str] | str,
+        to: UserPath | None = None,
+        *,
+        install: bool = False,
+        force: bool = False,
+    ) -> list[Export]:
+        """Lay the package out as apps that people already have want to find it.
+
+        Every file is looked at first. A folder that holds the very same files is left as it is.
+
+        Args:
+            apps: one name, or several, of ``apps()``.
+            to: the folder; for several apps, each gets one of its own there.
+            install: put it where the app finds it on this machine.
+            force: replace an earlier export, or a model of the same name.
+
+        Raises:
+            TargetError: there is no such app, it cannot open the package, or is not installed.
+            SourceError: the package was changed.
+            StoreError: something else is there.
+            StepFailed: the app's own command fails.
+        """
+        return exports.exported(self.path, apps, to, install=install, force=force)
 
     def evaluate(
         self,
@@ -232,11 +260,7 @@ def verify(path: UserPath) -> list[Finding]:
     Raises:
         SourceError: there is no such folder, or a newer phipipe made the package.
     """
-    return packages.verify(_folder(path))
-
-
-def _folder(path: UserPath) -> Path:
-    return versions.accepted(path_of(path, Kind.FOLDER, "the package", SourceError))
+    return packages.verify(exports.folder_of(path))
 
 
 def _file(path: UserPath | None, what: str) -> Path | None:

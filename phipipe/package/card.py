@@ -19,6 +19,7 @@ from phipipe.files import pages
 from phipipe.package import answer_words, figures, programs
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
+from phipipe.package.ready import Ready
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ MAIN_TOOLS = re.compile(
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
-def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) -> str:
+def render(
+    package: Description, baseline: Baseline, answers: Sequence[Answer], uses: Sequence[Ready] = ()
+) -> str:
     """The text of README.md.
 
     Args:
         baseline: the original's answers are in its ``chats``.
         answers: the artifact's, to the same questions.
+        uses: apps that open the package's folder, and what to do there.
     """
     templates = environment()
     fidelity, speed = package.fidelity, package.speed
@@ -71,6 +75,7 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "limits": _limits(package, baseline),
         "snippet": programs.alone(package, templates),
         "apps": programs.in_apps(package, templates),
+        "uses": uses,
         "licence": _licence(package.licence),
         "parameters": figures.number(package.source.parameters / 1e6) + " million",
         "original": _original(package.source),

@@ -24,7 +24,7 @@ from phipipe.evaluate.reports import Baseline, Change, Metrics, Parity, Speed, V
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.files import file_names
 from phipipe.hub.take import STORED
-from phipipe.package import card, closed_world, gate, leaks, learning, recipe, template
+from phipipe.package import card, closed_world, gate, leaks, learning, ready, recipe, template
 from phipipe.package import manifest as manifests
 from phipipe.package.description import Description, Licence
 from phipipe.package.manifest import Finding, read_manifest
@@ -44,6 +44,7 @@ RESERVED = frozenset(
         manifests.SUMS,
         papers.BILL,
         *papers.ATTACHED,
+        *papers.APPS,
         reference.FOLDER,
     )
 )
@@ -75,10 +76,10 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     )
     licence = _licence(inputs["source"], out, params["source"].get("license"))
     _write(out / recipe.NAME, recipe.text(params))
-    baseline = reports.read(Baseline, inputs["baseline"])
-    metrics = _metrics(inputs, params)
+    baseline, metrics = reports.read(Baseline, inputs["baseline"]), _metrics(inputs, params)
     described = _describe(inputs, params, baseline, metrics, licence)
-    _write(out / CARD, card.render(described, baseline, metrics.answers))
+    uses = ready.uses(described, out, params.get("apps", ()))
+    _write(out / CARD, card.render(described, baseline, metrics.answers, uses))
     _refuse_leaks(
         inputs, out, [one.text for one in metrics.answers] + [chat.text for chat in baseline.chats]
     )

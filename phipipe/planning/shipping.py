@@ -13,7 +13,8 @@ from phipipe.algorithms import distilled
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import generation_steps, learned, run_steps, scoring
+from phipipe.package import layouts
+from phipipe.planning import apps, generation_steps, learned, run_steps, scoring
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -90,7 +91,7 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
     return Step(
         name="package",
         runs="package/assemble",
-        version=2,
+        version=3,
         needs=needs,
         params=_papers(plan, original, job) | twin,
         provenance=True,
@@ -119,7 +120,14 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
         "warnings": [a.sentence for a in plan.warnings],
+        **_apps(recipe),
     }
+
+
+def _apps(recipe: Recipe) -> dict[str, Json]:
+    """The apps that files are made for, each with the version of what is made."""
+    named = {name: layouts.load(name).version for name in apps.wanted(recipe)}
+    return {"apps": named} if named else {}
 
 
 def _neutral(recipe: Recipe) -> dict[str, Json]:

@@ -151,7 +151,7 @@ def _fields(model: type[BaseModel], where: Where) -> list[str]:
     for part in where:
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         current = next((k for k in _within(annotation) if hasattr(k, "model_fields")), current)
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _within(annotation: Json) -> Iterator[Json]:

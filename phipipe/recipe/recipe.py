@@ -11,6 +11,7 @@ from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe.complaints import At
 from phipipe.recipe.learned import Weights
+from phipipe.recipe.packaging import Packaging
 from phipipe.recipe.source import COMMIT, REPO, Source
 from phipipe.recipe.strict import Model, exactly_one
 from phipipe.recipe.variants import BACKEND
@@ -209,9 +210,7 @@ class Measure(Model):
 class Recipe(Model):
     """One build: a model, a device, a backend, a precision."""
 
-    GONE: ClassVar[Mapping[str, str]] = {
-        "package": "what ships is always a folder: take the key out"
-    }
+    GONE: ClassVar[Mapping[str, str]] = {}
 
     name: Annotated[str, AfterValidator(file_names.folder)] = Field(
         pattern=SLUG, description="Lower-case; names the package's folder."
@@ -247,6 +246,9 @@ class Recipe(Model):
     )
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
+    package: Packaging | None = Field(
+        None, description="What the package is made ready for; without it nothing is added."
+    )
     tags: list[str] = Field(
         [], description="Words of yours, to select recipes by; they change no result."
     )
@@ -273,9 +275,10 @@ class Recipe(Model):
 def recorded(data: Mapping[str, Json]) -> Recipe:
     """The recipe as a package's manifest holds it, also one of an earlier version, whose keys may
     be gone."""
-    return Recipe.model_validate(
-        {key: value for key, value in data.items() if key not in Recipe.GONE}
-    )
+    known = {key: value for key, value in data.items() if key not in Recipe.GONE}
+    if "format" in (known.get("package") or {}):  # the kind of package, once: always a folder
+        del known["package"]
+    return Recipe.model_validate(known)
 
 
 def wikitext(split: str) -> dict[str, str]:

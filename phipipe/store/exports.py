@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from phipipe.errors import StoreError
@@ -39,15 +39,31 @@ def check_replaceable(target: Path) -> None:
 
 def export(source: Path, times: Mapping[str, int], target: Path) -> None:
     """Replace ``target`` by a copy of ``source``: built beside it, flushed, renamed."""
+
+    def copied(new: Path) -> None:
+        for path, mtime_ns in times.items():
+            copy_to(source / path, new / path)
+            os.utime(new / path, ns=(mtime_ns, mtime_ns))
+
+    replace(target, copied)
+
+
+def copy_to(source: Path, target: Path) -> None:
+    """Copy a file, with the folders that it needs."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store_files.copy(source, target)
+
+
+def replace(target: Path, fill: Callable[[Path], None]) -> None:
+    """Replace the folder ``target`` by one that ``fill`` fills: built beside it, flushed,
+    renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with claims.claim(target.parent, f".{target.name}.") as aside:
-        for path, mtime_ns in times.items():
-            copied = aside / "new" / path
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            store_files.copy(source / path, copied)
-            os.utime(copied, ns=(mtime_ns, mtime_ns))
-        store_files.flush_tree(aside / "new", times)
-        _swap(aside / "new", target, aside / "old")
+        new = aside / "new"
+        new.mkdir()
+        fill(new)
+        store_files.flush_tree(new, keys.walk(new))
+        _swap(new, target, aside / "old")
 
 
 def _swap(new: Path, target: Path, old: Path) -> None:
