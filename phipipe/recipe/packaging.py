@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from phipipe.recipe.complaints import At
 from phipipe.recipe.strict import Model
+from phipipe.steps import Json
 
 
 class Packaging(Model):
@@ -19,3 +21,10 @@ class Packaging(Model):
         description="Apps that open the package's folder as it is: it then holds the small files "
         "that they want (`phipipe apps`).",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_today(cls, data: Json) -> Json:
+        if isinstance(data, dict) and "format" in data:
+            raise At("format", "what ships is always a folder now: take `format` out")
+        return data

@@ -634,10 +634,10 @@ def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
-        ("package: {format: directory}\n", "unknown key `format`; known here: for"),
-        ("package: zip\n", "expected a mapping, got text `zip`"),
+        ("package: {format: directory}\n", "what ships is always a folder now: take `format` out"),
+        ("package: zip\n", "expected a mapping of keys, got text `zip`"),
         ("package: {for: ollama}\n", "expected a list, got text `ollama`"),
-        ("package: {for: [1]}\n", "expected text, got 1"),
+        ("package: {for: [1]}\n", "expected text, got `1`"),
         ("matrix: [{name: one, package: {apps: [ollama]}}]\n", "unknown key `apps`"),
     ],
 )

@@ -1,8 +1,8 @@
 """LiteRT-LM's command line: one `.litertlm` bundle.
 
 What its code asks for (the package litert-lm 0.18, `litert-lm run --help`): a path to the bundle,
-in which tokenizer, chat template and stop tokens lie. It leaves a cache beside the bundle by default,
-which a package must not hold: `--cache no` there.
+in which tokenizer, chat template and stop tokens lie. It leaves a cache beside the bundle where
+nothing is said, and a package must not hold one: `--cache no` there.
 """
 
 from __future__ import annotations
