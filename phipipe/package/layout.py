@@ -38,6 +38,7 @@ class Facts(Built):
     context: int
     """Tokens of prompt and answer together that it is to be served with."""
     licences: Sequence[str]
+    """Files of the package: the original's own names."""
     folder: Path
     files: Mapping[str, int]
     """What the runtime needs and the licences: path in the package → size in bytes."""
@@ -121,6 +122,8 @@ class Layout:
     says so; returns in words what it has now."""
     inside: Sequence[str] = ()
     """Of these, what a package may hold itself (`package.for`)."""
+    needs: Sequence[str] = ()
+    """Files without which it opens nothing."""
     leaves: Sequence[str] = ()
     """Names, as patterns, of files that the app itself leaves in the folder."""
     version: int = 1
@@ -134,7 +137,9 @@ class Layout:
             return f"{self.title} opens packages of {wanted}, and this is one of `{built.backend}`"
         reason = self.refuses(built)
         if reason is None and isinstance(built, Facts):
-            reason = self.unfit(built)
+            missing = (one for one in self.needs if one not in built.files)
+            lack = next(missing, None)
+            reason = f"needs `{lack}`, which is not in the package" if lack else self.unfit(built)
         return None if reason is None else f"{self.title} {reason}"
 
     @property
@@ -155,18 +160,20 @@ def facts_of(package: Description, folder: Path, files: Mapping[str, int]) -> Fa
         sees=package.fidelity.vision is not None,
         name=package.name,
         context=_context(package),
-        licences=package.licence.files,
+        licences=[path for path in sorted(files) if _is_licence(path)],
         folder=folder,
         files=dict(_needed(files)),
     )
 
 
+def _is_licence(path: str) -> bool:
+    return "/" not in path and any(fnmatchcase(path, pattern) for pattern in papers.LICENCES)
+
+
 def _needed(files: Mapping[str, int]) -> Iterator[tuple[str, int]]:
     """What a runtime needs, and licences: no paper, and nothing that was made for an app."""
     for path, size in sorted(files.items()):
-        pure = PurePosixPath(path)
-        is_licence = len(pure.parts) == 1 and any(fnmatchcase(path, p) for p in papers.LICENCES)
-        if is_licence or not papers.is_paper(pure):
+        if _is_licence(path) or not papers.is_paper(PurePosixPath(path)):
             yield path, size
 
 

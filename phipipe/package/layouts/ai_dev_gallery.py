@@ -91,4 +91,5 @@ LAYOUT = Layout(
     unfit=_unfit,
     misplaced=_misplaced,
     takes=_takes,
+    needs=("genai_config.json",),
 )

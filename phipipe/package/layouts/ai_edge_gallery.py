@@ -67,7 +67,7 @@ def _after(facts: Facts) -> Use:
 
 
 def _refuses(built: Built) -> str | None:
-    return refuses_bare(built)
+    return refuses_bare(built) if built.api == "cpu" else f"is given nothing for `{built.api}`"
 
 
 LAYOUT = Layout(
@@ -78,6 +78,7 @@ LAYOUT = Layout(
     after=_after,
     refuses=_refuses,
     takes=only(BUNDLE),
+    needs=(BUNDLE,),
     makes=_makes,
     inside=(LIST,),
 )

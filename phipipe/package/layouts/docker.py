@@ -30,4 +30,5 @@ LAYOUT = Layout(
     backends={"llamacpp": ""},
     use=_use,
     takes=only("model.gguf"),
+    needs=("model.gguf",),
 )

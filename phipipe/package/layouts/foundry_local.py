@@ -108,6 +108,7 @@ LAYOUT = Layout(
     after=_after,
     refuses=_refuses,
     makes=_makes,
+    needs=("genai_config.json",),
     home=home,
     inside=(INDEX,),
 )

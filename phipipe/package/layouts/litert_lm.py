@@ -36,5 +36,6 @@ LAYOUT = Layout(
     after=_after,
     refuses=refuses,
     takes=only(BUNDLE),
+    needs=(BUNDLE,),
     leaves=("*.xnnpack_cache",),
 )

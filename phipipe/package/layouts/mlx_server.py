@@ -24,4 +24,5 @@ LAYOUT = Layout(
     backends={"mlx": ""},
     use=_use,
     refuses=_refuses,
+    needs=("config.json",),
 )

@@ -63,6 +63,7 @@ LAYOUT = Layout(
     backends={"llamacpp": ""},
     use=_use,
     takes=only(MODEL),
+    needs=(MODEL, MODELFILE),
     makes=_makes,
     create=create,
     inside=(MODELFILE,),

@@ -59,7 +59,8 @@ LENGTHS = {"MAX_PROMPT_LEN": "prompt_length", "MIN_RESPONSE_LEN": "response_leng
 def _lengths(facts: Facts) -> Mapping[str, int]:
     if facts.api != "intel-npu":
         return {}
-    return {name: int(facts.options[key]) for name, key in LENGTHS.items() if key in facts.options}
+    told = {name: facts.options.get(key) for name, key in LENGTHS.items()}
+    return {name: n for name, n in told.items() if type(n) is int and n > 0}
 
 
 def _makes(facts: Facts) -> Mapping[str, bytes]:
@@ -103,5 +104,6 @@ LAYOUT = Layout(
     after=_after,
     refuses=_refuses,
     makes=_makes,
+    needs=("openvino_tokenizer.xml", "openvino_detokenizer.xml"),
     inside=(GRAPH,),
 )
