@@ -140,7 +140,7 @@ def install(source: Source, app: str, *, force: bool = False) -> Exported:
         )
     assert layout.home is not None  # `check` has seen to it
     exported = write(source, app, layout.home(facts), force=force)
-    return replace(exported, installed=f"{layout.title} finds it at `{exported.folder}`")
+    return replace(exported, installed=f"{layout.title}: `{exported.folder}`")
 
 
 def _fill(new: Path, folder: Path, taken: Mapping[str, str], made: Mapping[str, bytes]) -> None:

