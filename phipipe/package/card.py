@@ -56,14 +56,8 @@ def render(
     view = {
         **dict(package),
         "what": PRECISION_WORDS.get(package.precision, package.precision),
-        "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
-        "quality": Safe(figures.markdown_table([row for row in rows if row.group == "fidelity"])),
-        "pictures": Safe(figures.markdown_table([row for row in rows if row.group == "pictures"])),
-        "answered": Safe(figures.markdown_table([row for row in rows if row.group == "answers"])),
+        **_tables(rows),
         "answer_remarks": answer_words.remarks(generation) if generation else [],
-        "speeds": Safe(
-            figures.markdown_table([row for row in rows if row.group in ("size", "speed")])
-        ),
         "anchors": {
             name: figures.number(value, 2) for name, value in (figures.KLD_8_BIT, figures.KLD_4_BIT)
         },
@@ -83,6 +77,21 @@ def render(
         "answer_tokens": CONTINUATION_TOKENS,
     }
     return _front_matter(package) + templates.get_template("package/card.md.j2").render(view)
+
+
+def _tables(rows: Sequence[figures.Row]) -> dict[str, Json]:
+    """The figures of ``rows`` one by one, and as tables of what belongs together."""
+
+    def table(*groups: str) -> Safe:
+        return Safe(figures.markdown_table([row for row in rows if row.group in groups]))
+
+    return {
+        "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
+        "quality": table("fidelity"),
+        "pictures": table("pictures"),
+        "answered": table("answers"),
+        "speeds": table("size", "speed"),
+    }
 
 
 def environment() -> Environment:
