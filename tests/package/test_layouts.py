@@ -295,7 +295,8 @@ def test_the_card_says_how_to_use_the_package_in_each_app_that_opens_it(tmp_path
         "AI Dev Gallery",
         "Foundry Local",
     ]
-    assert 'local.register_model(".", "quickstart:1", task)' in text
+    assert 'name = "quickstart:1"' in text
+    assert 'local.register_model(".", name, task)' in text
 
 
 def test_an_app_that_cannot_open_the_package_stops_it(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def _use(facts: Facts) -> Use:
             'FoundryLocalManager.initialize(Configuration(app_name="my-app"))',
             "local = FoundryLocalManager.instance.get_catalog(CatalogType.LOCAL)",
             'task = ModelInfoBuilder().set_string_property("task", "chat-completion")',
-            f'model = local.register_model(".", "{facts.name}:{VERSION}", task)',
+            f'name = "{facts.name}:{VERSION}"',
+            # what is registered stays so from one program to the next
+            'model = local.get_model_variant(name) or local.register_model(".", name, task)',
             "model.load()",
             "session = ChatSession(model)",
         ),
