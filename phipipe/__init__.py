@@ -16,6 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from phipipe.api.apps import App as App
+    from phipipe.api.apps import Export as Export
+    from phipipe.api.apps import apps as apps
     from phipipe.api.batches import Batch as Batch
     from phipipe.api.batches import run_batch as run_batch
     from phipipe.api.boards import Board as Board
@@ -70,6 +73,7 @@ _HOMES = {
     "phipipe.api.measurements": ("ImportedSpeeds", "Measurement"),
     "phipipe.api.signatures": ("Trust", "sign", "verify"),
     "phipipe.api.publishing": ("Pulled", "Pushed", "pull", "push"),
+    "phipipe.api.apps": ("App", "Export", "apps"),
     "phipipe.api.figures": ("Figures",),
     "phipipe.api.boards": ("Board",),
     "phipipe.api.batches": ("Batch", "Wanted", "run_batch"),

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe.api import building, pages, publishing, serving, workplace
+from phipipe.api import apps as exports
+from phipipe.api import building, publishing, serving, workplace
+from phipipe.api.apps import Export
 from phipipe.api.building import Where
 from phipipe.api.events import OnProgress, Telling
-from phipipe.api.figures import Figures
 from phipipe.api.measurements import ImportedSpeeds, Measurement
 from phipipe.api.publishing import Pushed
 from phipipe.api.results import Result
+from phipipe.api.said import Said
 from phipipe.api.workplace import UserPath
 from phipipe.chat import start
 from phipipe.chat.conversation import Conversation as Conversation
 from phipipe.chat.conversation import OnText, check_prompt
 from phipipe.execution import finished
-from phipipe.package import package as packages
-from phipipe.package.manifest import Finding
-from phipipe.package.manifest_schema import Manifest
 from phipipe.serving.server import Server as Server
 from phipipe.signing import opening
-from phipipe.steps import Json
-from phipipe.visible import visible
-from phipipe.words import counted, human
 
 if TYPE_CHECKING:
     from phipipe.api.rebuilding import Rebuilt
@@ -34,7 +29,7 @@ TOKENS = 256  # of an answer, at most
 LEAST_TOKENS = 256  # of an evaluation
 
 
-class Package:
+class Package(Said):
     """A finished package, every file of which was as it was packaged when it was opened.
 
     Attributes:
@@ -46,14 +41,6 @@ class Package:
         precision: of the weights.
         scheme: how the backend calls that.
     """
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        """As ``Package.open``, which looks at the files first."""
-        self.path, self._manifest = path, manifest
-        self.name, self.device, self.unit = manifest.name, manifest.device.title, manifest.api
-        self.backend, self.precision = manifest.backend, manifest.precision
-        self.scheme = manifest.scheme
-        self._figures: Figures | None = None
 
     @classmethod
     def open(cls, path: UserPath) -> Package:
@@ -69,32 +56,6 @@ class Package:
         """
         folder = workplace.package_path(path)
         return cls(folder, opening.open_(folder, workplace.warned))
-
-    @property
-    def figures(self) -> Figures:
-        """What was measured when it was built."""
-        if self._figures is None:
-            self._figures = Figures.of_manifest(self._manifest)
-        return self._figures
-
-    @property
-    def manifest(self) -> Json:
-        """All that the package says of itself: the content of ``manifest.json``."""
-        return self._manifest.as_json()
-
-    @property
-    def card(self) -> str:
-        """Its model card, in Markdown."""
-        return (self.path / packages.CARD).read_text("utf-8", errors="replace")
-
-    @property
-    def size_bytes(self) -> int:
-        """All its files together."""
-        return sum(one.size for one in self._manifest.files)
-
-    def verify(self) -> list[Finding]:
-        """As the function ``verify``: everything by which the package has changed by now."""
-        return packages.verify(self.path)
 
     def push(
         self,
@@ -194,6 +155,32 @@ class Package:
         )
         return serving.serve(self.path, options)
 
+    def export(
+        self,
+        apps: Sequence[str] | str,
+        to: UserPath | None = None,
+        *,
+        install: bool = False,
+        force: bool = False,
+    ) -> list[Export]:
+        """Lay the package out as apps that people already have want to find it.
+
+        Every file is looked at first. A folder that holds the very same files is left as it is.
+
+        Args:
+            apps: one name, or several, of ``apps()``.
+            to: the folder; for several apps, each gets one of its own there.
+            install: put it where the app finds it on this machine.
+            force: replace an earlier export, or a model of the same name.
+
+        Raises:
+            TargetError: there is no such app, it cannot open the package, or is not installed.
+            SourceError: the package was changed.
+            StoreError: something else is there.
+            StepFailed: the app's own command fails.
+        """
+        return exports.exported(self.path, apps, to, install=install, force=force)
+
     def evaluate(
         self,
         *,
@@ -287,29 +274,3 @@ class Package:
             texts=texts,
             device=device,
         )
-
-    def __repr__(self) -> str:
-        return f"<Package {self.name}: {self.backend} {self.precision} for {self.device}>"
-
-    def __str__(self) -> str:
-        return visible(f"{self._heading()}\n{self.figures}\n\npackage  {self.path}")
-
-    def _heading(self) -> str:
-        manifest = self._manifest
-        return (
-            f"{self.name}: {manifest.source.title} → {self.precision} for {self.device}, "
-            f"{self.backend}; {counted(len(manifest.files), 'file')}, {human(self.size_bytes)}"
-        )
-
-    def _repr_html_(self) -> str:
-        head = pages.paragraph(self._heading())
-        return head + self.figures._repr_html_() + pages.paragraph(str(self.path))
-
-
-def folder_of(path: UserPath) -> Path:
-    """The folder of the package at ``path``; of a batch's versions the one accepted last.
-
-    Raises:
-        SourceError: there can be none.
-    """
-    return workplace.package_path(path)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phipipe.api.packages import folder_of
+from phipipe.api import workplace
 from phipipe.api.workplace import UserPath, path_of, warned
 from phipipe.errors import RecipeError, SourceError
 from phipipe.files.user_paths import Kind
@@ -89,7 +89,7 @@ def verify(path: UserPath, *, trust: Trust | UserPath | None = None) -> list[Fin
             certificate cannot be used.
         ToolchainError: there is a signature to check, and phipipe[sign] is not installed.
     """
-    findings, verdict = opening.examine(folder_of(path), _demanded(trust))
+    findings, verdict = opening.examine(workplace.package_path(path), _demanded(trust))
     if verdict is None:
         return findings
     if verdict.error:
@@ -134,7 +134,7 @@ def sign(
         raise RecipeError("a certificate needs the `key` that it was issued for")
     known = os.environ.get(credentials.PASSPHRASE) if passphrase is None else passphrase
     own = credentials.BySigstore() if key is None else _own(key, known, certificate, chain)
-    return signing.sign(folder_of(path), own)
+    return signing.sign(workplace.package_path(path), own)
 
 
 def _own(

@@ -58,6 +58,12 @@ def _backends(context: click.Context, incomplete: str) -> Offers:
     return backends.names()
 
 
+def _apps(context: click.Context, incomplete: str) -> Offers:
+    from phipipe.package import layouts
+
+    return layouts.names()
+
+
 def _toolchains(context: click.Context, incomplete: str) -> Offers:
     from phipipe.toolchains import environments
 
@@ -146,7 +152,8 @@ def _sets(context: click.Context, incomplete: str) -> Offers:
 
 def _fields(model: type[BaseModel], before: str) -> Iterator[tuple[str, FieldInfo]]:
     """(dotted key, field) of everything that ``--set`` can name."""
-    for name, field in model.model_fields.items():
+    for own, field in model.model_fields.items():
+        name = field.alias or own
         kinds = (field.annotation, *get_args(field.annotation))
         inner = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
         if inner is None:
@@ -165,6 +172,7 @@ def _choices(annotation: object) -> list[str]:
 
 devices = offering(_devices)
 backends = offering(_backends)
+apps = offering(_apps)
 toolchains = offering(_toolchains)
 variants = offering(_variants)
 runs = offering(_runs)

@@ -18,7 +18,17 @@ from phipipe import backends
 from phipipe.board import candidates, entry
 from phipipe.cli import explain
 from phipipe.errors import RecipeError
-from phipipe.output import batch, diff, documents, lists, planned, published, recipes, tuned
+from phipipe.output import (
+    apps,
+    batch,
+    diff,
+    documents,
+    lists,
+    planned,
+    published,
+    recipes,
+    tuned,
+)
 from phipipe.recipe import schema
 from phipipe.steps import Json
 from phipipe.suggestions import near
@@ -53,6 +63,8 @@ DOCUMENTS: Mapping[str, Json] = {
     "serve": documents.Served,
     "verify": documents.Verified,
     "sign": documents.Signed,
+    "apps": list[apps.App],
+    "export": list[apps.Export],
     "init": recipes.Started,
     "recipes": list[lists.ShippedRecipe],
     "recipes-ls": list[lists.ShippedRecipe],

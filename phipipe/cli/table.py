@@ -51,6 +51,16 @@ COMMANDS = {  # heading → commands, in the order a user meets them
             "Show what changed between two recipes, two packages or two runs.",
         ),
         Row(
+            "apps",
+            "apps:apps",
+            "List apps that open packages, and what they need; of PACKAGE, which of them open it.",
+        ),
+        Row(
+            "export",
+            "apps:export",
+            "Lay a package out as an app wants to find it, and say what to run next.",
+        ),
+        Row(
             "eval",
             "packages:eval_",
             "Evaluate a finished package again: same metrics, other text or length, this machine.",

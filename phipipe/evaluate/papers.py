@@ -20,13 +20,15 @@ LICENCES = ("LICENSE*", "NOTICE*")
 PROVENANCE = "provenance.json"
 SIGNATURE = "model.sig"
 ATTACHED = (PROVENANCE, SIGNATURE)
+# What some app wants to find beside a model; the runtime does without.
+APPS = ("graph.pbtxt", "inference_model.json", "model_allowlist_test.json")
 
 
 def is_paper(path: PurePath) -> bool:
     """Whether the file ``path`` of a package or an artifact, relative to it, is no part of what the
     runtime needs: the card, the recipe, the manifest, the sums, licences, the bill of materials,
-    what is attached, and the reference data."""
+    what is attached, what was made for apps, and the reference data."""
     if path.parts[0] == reference.FOLDER:
         return True
-    papers = (CARD, RECIPE, MANIFEST, SUMS, BILL, *LICENCES, *ATTACHED)
+    papers = (CARD, RECIPE, MANIFEST, SUMS, BILL, *LICENCES, *ATTACHED, *APPS)
     return len(path.parts) == 1 and any(fnmatchcase(path.name, one) for one in papers)

@@ -62,7 +62,8 @@ def _object(name: str, value: object) -> str:
 
 
 def _public(owner: type) -> Iterator[tuple[str, object]]:
-    for label, value in vars(owner).items():
+    kinds = [kind for kind in reversed(owner.__mro__) if kind.__module__.startswith("phipipe.")]
+    for label, value in {k: v for kind in kinds for k, v in vars(kind).items()}.items():
         inner = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         is_shown = isinstance(inner, property) or inspect.isfunction(inner)
         if is_shown and not label.startswith("_") and inner.__doc__:

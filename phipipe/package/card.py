@@ -19,6 +19,7 @@ from phipipe.files import pages
 from phipipe.package import answer_words, figures, programs
 from phipipe.package.description import Description, Licence, Origin, Source, Step, Text
 from phipipe.package.markdown import Safe, block, code, inline, link
+from phipipe.package.ready import Ready
 from phipipe.steps import Json
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ MAIN_TOOLS = re.compile(
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
-def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) -> str:
+def render(
+    package: Description, baseline: Baseline, answers: Sequence[Answer], uses: Sequence[Ready] = ()
+) -> str:
     """The text of README.md.
 
     Args:
         baseline: the original's answers are in its ``chats``.
         answers: the artifact's, to the same questions.
+        uses: apps that open the package's folder, and what to do there.
     """
     templates = environment()
     fidelity, speed = package.fidelity, package.speed
@@ -52,14 +56,8 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
     view = {
         **dict(package),
         "what": PRECISION_WORDS.get(package.precision, package.precision),
-        "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
-        "quality": Safe(figures.markdown_table([row for row in rows if row.group == "fidelity"])),
-        "pictures": Safe(figures.markdown_table([row for row in rows if row.group == "pictures"])),
-        "answered": Safe(figures.markdown_table([row for row in rows if row.group == "answers"])),
+        **_tables(rows),
         "answer_remarks": answer_words.remarks(generation) if generation else [],
-        "speeds": Safe(
-            figures.markdown_table([row for row in rows if row.group in ("size", "speed")])
-        ),
         "anchors": {
             name: figures.number(value, 2) for name, value in (figures.KLD_8_BIT, figures.KLD_4_BIT)
         },
@@ -71,6 +69,7 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "limits": _limits(package, baseline),
         "snippet": programs.alone(package, templates),
         "apps": programs.in_apps(package, templates),
+        "uses": uses,
         "licence": _licence(package.licence),
         "parameters": figures.number(package.source.parameters / 1e6) + " million",
         "original": _original(package.source),
@@ -78,6 +77,21 @@ def render(package: Description, baseline: Baseline, answers: Sequence[Answer]) 
         "answer_tokens": CONTINUATION_TOKENS,
     }
     return _front_matter(package) + templates.get_template("package/card.md.j2").render(view)
+
+
+def _tables(rows: Sequence[figures.Row]) -> dict[str, Json]:
+    """The figures of ``rows`` one by one, and as tables of what belongs together."""
+
+    def table(*groups: str) -> Safe:
+        return Safe(figures.markdown_table([row for row in rows if row.group in groups]))
+
+    return {
+        "values": {row.metric: f"{row.value} {row.unit}".rstrip() for row in rows},
+        "quality": table("fidelity"),
+        "pictures": table("pictures"),
+        "answered": table("answers"),
+        "speeds": table("size", "speed"),
+    }
 
 
 def environment() -> Environment:

@@ -25,9 +25,11 @@ from phipipe.evaluate import papers, reference
 from phipipe.files import json_files
 from phipipe.models import code_keys, config_check, weight_files, weights
 from phipipe.package import (
+    gate_apps,
     gate_bill,
     gate_genai,
     gate_reference,
+    layouts,
     peek_gguf,
     peek_litert,
     peek_modelfile,
@@ -108,9 +110,10 @@ def findings(folder: Path, manifest: Manifest, skip: Iterable[str] = ()) -> Iter
     backend = manifest.backend
     files = {entry.path: entry.size for entry in manifest.files}
     patterns = (*COMMON, *backends.load(backend).files)
+    apps = layouts.inside(backend)
     skipped = frozenset(skip)
     for name in sorted(files):
-        if not _is_known(name, patterns):
+        if name not in apps and not _is_known(name, patterns):
             yield Finding(name, f"is no file that `{backend}` packages have")
         elif name not in skipped and _is_plain(folder / name):
             yield from (
@@ -135,7 +138,10 @@ def _content(path: Path, name: str, files: Files, backend: str) -> Iterator[str]
     """Phrases, to follow the file's name, on what is wrong with its content."""
     try:
         yield from _magic(path)
-        yield from _by_kind(path, name, files, backend)
+        if name in papers.APPS:
+            yield from gate_apps.problems(path, _beside(name, files))
+        else:
+            yield from _by_kind(path, name, files, backend)
     except SourceError as error:
         yield error.message.removeprefix(f"`{path}` ")
     except (

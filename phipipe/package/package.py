@@ -34,6 +34,7 @@ from phipipe.package import (
     learning,
     licences,
     provenance,
+    ready,
     recipe,
     template,
 )
@@ -58,6 +59,7 @@ RESERVED = frozenset(
         manifests.SUMS,
         papers.BILL,
         *papers.ATTACHED,
+        *papers.APPS,
         reference.FOLDER,
     )
 )
@@ -84,10 +86,10 @@ def package(inputs: Inputs, out: Path, params: Params) -> None:
     )
     licence = licences.take(inputs["source"], out, params["source"].get("license"))
     _write(out / recipe.NAME, recipe.text(params))
-    baseline = reports.read(Baseline, inputs["baseline"])
-    metrics = _metrics(inputs, params)
+    baseline, metrics = reports.read(Baseline, inputs["baseline"]), _metrics(inputs, params)
     described = _describe(inputs, params, baseline, metrics, licence)
-    _write(out / CARD, card.render(described, baseline, metrics.answers))
+    uses = ready.uses(described, out, params.get("apps", ()))
+    _write(out / CARD, card.render(described, baseline, metrics.answers, uses))
     hashed = _with_bill(out, described)
     _refuse_leaks(
         inputs, out, [one.text for one in metrics.answers] + [chat.text for chat in baseline.chats]

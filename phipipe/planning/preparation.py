@@ -19,6 +19,7 @@ from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import (
+    apps,
     chain,
     check,
     generation_steps,
@@ -108,6 +109,7 @@ def _outline(
     seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
     check.check_window(build, "evaluate", job.checkpoint.context_length)
+    apps.check(build, targets.built(build, unit, job.options, sees=seeing is not None))
     built = learned.steps(job)
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     fitting = check.check_fit(build, device, job, built[-1].output_bytes)

@@ -13,7 +13,8 @@ from phipipe.algorithms import distilled
 from phipipe.backends.base import Job
 from phipipe.evaluate import reference
 from phipipe.hub.take import Original
-from phipipe.planning import generation_steps, learned, run_steps, scoring, spelled
+from phipipe.package import layouts
+from phipipe.planning import apps, generation_steps, learned, run_steps, scoring, spelled
 from phipipe.planning.plan import Plan
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
@@ -119,7 +120,14 @@ def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Js
         "source": _source(plan, original),
         "fixups": {name: dict(fix) for name, fix in plan.fixups.items()},
         "warnings": [a.sentence for a in plan.warnings],
+        **_apps(recipe),
     }
+
+
+def _apps(recipe: Recipe) -> dict[str, Json]:
+    """The apps that files are made for, each with the version of what is made."""
+    named = {name: layouts.load(name).version for name in apps.wanted(recipe)}
+    return {"apps": named} if named else {}
 
 
 def _neutral(recipe: Recipe) -> dict[str, Json]:
@@ -135,7 +143,7 @@ def _neutral(recipe: Recipe) -> dict[str, Json]:
             "package": {"sign"},
         },
     )
-    if not values["package"]:  # packages of before say nothing of it, and keep their keys
+    if not recipe.package.apps:  # packages of before say nothing of it, and keep their keys
         del values["package"]
     learned = values.get("calibrate", {}).get("text", {})
     for inner, key in (

@@ -14,7 +14,8 @@ from phipipe import backends, failures
 from phipipe.backends import model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, SourceError
-from phipipe.planning import learnable
+from phipipe.package.layout import Built
+from phipipe.planning import apps, learnable
 from phipipe.recipe import device
 from phipipe.recipe.build import Build, paths_of, problem_at
 from phipipe.recipe.device import Device, Unit
@@ -44,15 +45,23 @@ def of(build: Build) -> Target:
 
     Raises:
         TargetError: no such device or unit, or none that the backend serves at this precision with
-            these options, or for weights that are learned; says what would work. Several
-            things that are wrong are one error.
+            these options, or for weights that are learned, or an app of `package.for` cannot open
+            it; says what would work. Several things that are wrong are one error.
         RecipeError: a device file of the user's is missing or malformed.
     """
     target = _device(build)
     unit = _unit(build, target)
     options = _options(build, target, unit)
     learnable.check(build, target, unit)
+    apps.check(build, built(build, unit, options))
     return Target(target, unit, options)
+
+
+def built(build: Build, unit: Unit, options: BaseModel, *, sees: bool = False) -> Built:
+    """What apps are told of the package of ``build``."""
+    return Built(
+        backend=build.recipe.backend, api=unit.api, options=options.model_dump(), sees=sees
+    )
 
 
 def check(build: Build) -> None:

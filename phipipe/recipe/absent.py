@@ -12,6 +12,7 @@ from typing import Annotated, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from phipipe.recipe.strict import keys_of
 from phipipe.steps import Json
 
 NONE = "none"
@@ -36,7 +37,7 @@ def without(data: Json, model: type[BaseModel]) -> Json:
         return data
     kept = {}
     for key, value in data.items():
-        field = model.model_fields.get(key)
+        field = keys_of(model).get(key)
         if field is None:
             kept[key] = value
         elif not (value == NONE and may_be_none(key, field)):

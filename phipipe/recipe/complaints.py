@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from phipipe.recipe.places import Where
 from phipipe.recipe.scalars import MAX_DIGITS, is_text
+from phipipe.recipe.strict import keys_of
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten, show
 
@@ -143,7 +144,7 @@ def _fields(model: type[BaseModel], where: Where) -> list[str]:
     for part in where:
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         current = next((k for k in _within(annotation) if hasattr(k, "model_fields")), current)
-    return list(current.model_fields)
+    return list(keys_of(current))
 
 
 def _within(annotation: Json) -> Iterator[Json]:

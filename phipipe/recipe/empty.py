@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from phipipe.recipe import absent
 from phipipe.recipe.places import Where
+from phipipe.recipe.strict import keys_of
 from phipipe.steps import Json
 
 Found = Iterator[tuple[Where, str]]
@@ -24,7 +25,7 @@ def places(data: Json, model: type[BaseModel]) -> Found:
     """Where ``data`` of ``model`` has a key without a value, and what to say of it. Of keys that
     the model does not know it has nothing to say, and nothing of what stands in them."""
     for key, value in data.items() if isinstance(data, dict) else ():
-        field = model.model_fields.get(key)
+        field = keys_of(model).get(key)
         if field is None:
             continue
         if value is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from phipipe.recipe.complaints import At
 from phipipe.recipe.strict import Model, exactly_one
@@ -52,13 +52,22 @@ class Signing(Model):
 
 
 class Packaging(Model):
-    """What is done with the finished package. Nothing of it changes what is in there."""
+    """What the package is made ready for, and who signs it."""
 
+    model_config = ConfigDict(serialize_by_alias=True)  # `for` is a word of Python's
+
+    apps: list[str] = Field(
+        [],
+        alias="for",
+        max_length=50,
+        description="Apps that open the package's folder as it is: it then holds the small files "
+        "that they want (`phipipe apps`).",
+    )
     sign: Signing | None = Field(None, description="Sign it; without it nobody does.")
 
     @model_validator(mode="before")
     @classmethod
-    def _mapping(cls, data: Json) -> Json:
-        if isinstance(data, str) or (isinstance(data, dict) and "format" in data):
-            raise ValueError("what ships is always a folder: take the line out")
+    def _is_of_today(cls, data: Json) -> Json:
+        if isinstance(data, dict) and "format" in data:
+            raise At("format", "what ships is always a folder now: take `format` out")
         return data

@@ -14,7 +14,7 @@ from phipipe.recipe.complaints import At
 from phipipe.recipe.learned import Weights
 from phipipe.recipe.packaging import Packaging
 from phipipe.recipe.source import COMMIT, REPO, Source
-from phipipe.recipe.strict import Model, exactly_one
+from phipipe.recipe.strict import Model, exactly_one, keys_of
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
 from phipipe.suggestions import shorten
@@ -245,7 +245,9 @@ class Recipe(Model):
     )
     evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
     measure: Measure = Field(Measure(), description="Speed.")
-    package: Packaging = Field(Packaging(), description="What is done with the finished package.")
+    package: Packaging = Field(
+        Packaging(), description="What the finished package is made ready for, and who signs it."
+    )
     publish: list[Annotated[str, AfterValidator(addresses.checked)]] = Field(
         [],
         description="Where the package goes when it is written: hf://, oci:// and s3:// addresses; "
@@ -279,7 +281,7 @@ def recorded(data: Mapping[str, Json]) -> Recipe:
     be gone."""
     kept = dict(data)
     package = kept.get("package")
-    if not isinstance(package, dict) or not set(package) <= set(Packaging.model_fields):
+    if not isinstance(package, dict) or not set(package) <= set(keys_of(Packaging)):
         kept.pop("package", None)  # once it said that a package is a folder
     return Recipe.model_validate(kept)
 

@@ -6,12 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Model(BaseModel):
     """Frozen; an unknown key is an error; nothing is coerced."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The keys of ``model`` as users write them: one that is a word of Python's is an alias."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def exactly_one(value: BaseModel, names: Sequence[str]) -> None:

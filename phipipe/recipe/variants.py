@@ -9,7 +9,7 @@ from phipipe.steps import Json
 
 VARIANT_KEYS = (
     "name", "device", "unit", "backend", "precision", "context", "quantize", "weights",
-    "calibrate", "evaluate", "measure", "source",
+    "calibrate", "evaluate", "measure", "source", "package",
 )  # fmt: skip
 CHOICES = ("text", "adapter", "prompts")
 BACKEND = "onnxruntime"  # where a recipe names none

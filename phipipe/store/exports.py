@@ -68,16 +68,32 @@ def export(
 ) -> None:
     """Replace ``target`` by a copy of ``source``: built beside it, completed as ``extra``
     says, flushed, renamed."""
+
+    def copied(new: Path) -> None:
+        for path, mtime_ns in times.items():
+            copy_to(source / path, new / path)
+            os.utime(new / path, ns=(mtime_ns, mtime_ns))
+        extra.finish(new)
+
+    replace(target, copied)
+
+
+def copy_to(source: Path, target: Path) -> None:
+    """Copy a file, with the folders that it needs."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store_files.copy(source, target)
+
+
+def replace(target: Path, fill: Callable[[Path], None]) -> None:
+    """Replace the folder ``target`` by one that ``fill`` fills: built beside it, flushed,
+    renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with claims.claim(target.parent, f".{target.name}.") as aside:
-        for path, mtime_ns in times.items():
-            copied = aside / "new" / path
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            store_files.copy(source / path, copied)
-            os.utime(copied, ns=(mtime_ns, mtime_ns))
-        extra.finish(aside / "new")
-        store_files.flush_tree(aside / "new", times)
-        _swap(aside / "new", target, aside / "old")
+        new = aside / "new"
+        new.mkdir()
+        fill(new)
+        store_files.flush_tree(new, keys.walk(new))
+        _swap(new, target, aside / "old")
 
 
 def _swap(new: Path, target: Path, old: Path) -> None:

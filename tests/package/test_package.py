@@ -704,6 +704,8 @@ def headings(text: str) -> list[str]:
 HEADINGS = [
     "# quickstart",
     "## Run it",
+    "### Use it in AI Dev Gallery",
+    "### Use it in Foundry Local",
     "## How close it is to the original",
     "### Sample answers",
     "## Size and speed",

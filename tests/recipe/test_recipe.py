@@ -632,21 +632,38 @@ def test_nothing_is_asked_of_variants_that_are_not_wanted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "written",
+    ("written", "reason"),
     [
-        "package: {format: directory}\n",
-        "package: zip\n",
+        ("package: {format: directory}\n", "what ships is always a folder now: take `format` out"),
+        ("package: zip\n", "expected a mapping of keys, got text `zip`"),
+        ("package: {for: ollama}\n", "expected a list, got text `ollama`"),
+        ("package: {for: [1]}\n", "expected text, got `1`"),
+        ("matrix: [{name: one, package: {apps: [ollama]}}]\n", "unknown key `apps`"),
     ],
 )
-def test_a_key_of_earlier_versions_is_told_from_a_slip(tmp_path: Path, written: str) -> None:
+def test_what_a_package_cannot_be_told_is_refused(
+    tmp_path: Path, written: str, reason: str
+) -> None:
     text = (
         "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\nnmae: two\n"
         + written
     )
     with pytest.raises(RecipeError) as caught:
         load(tmp_path, text)
-    assert "what ships is always a folder: take the line out" in caught.value.message
+    assert reason in caught.value.message
     assert "r.yaml:6:" in caught.value.message
+
+
+def test_a_package_is_made_for_apps_by_the_word_that_the_recipe_writes(tmp_path: Path) -> None:
+    text = "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
+    (build,) = load(tmp_path, text + "package: {for: [foundry-local]}\n")
+    assert build.recipe.package is not None
+    assert build.recipe.package.apps == ["foundry-local"]
+    kept = build.recipe.model_dump(mode="json", exclude_none=True)
+    assert kept["package"] == {"for": ["foundry-local"]}
+    assert recipe.recorded(kept) == build.recipe
+    (without,) = load(tmp_path, text)
+    assert "package" not in without.recipe.model_dump(mode="json", exclude_none=True)
 
 
 def test_the_recipe_of_an_earlier_versions_package_is_still_read(tmp_path: Path) -> None:

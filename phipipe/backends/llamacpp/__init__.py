@@ -82,7 +82,7 @@ def _convert_step(job: Job[Options], kind: str) -> Step:
     return Step(
         name="convert",
         runs="llamacpp/convert",
-        version=3,
+        version=4,
         needs={"source": "source"},
         params={
             "type": kind,

@@ -21,7 +21,7 @@ from testing.shapes import phi3
 
 from phipipe.backends import llamacpp, rules
 from phipipe.backends.base import Job
-from phipipe.backends.llamacpp import modelfile, pre_tokenizers, stored
+from phipipe.backends.llamacpp import frames, modelfile, pre_tokenizers, stored
 from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import StepFailed
 from phipipe.hub import take
@@ -354,16 +354,16 @@ def test_what_was_stored_is_compared_with_what_was_asked() -> None:
     ],
 )
 def test_a_chat_template_is_kept_only_if_it_says_the_same(template: Any, fits: bool) -> None:
-    found = modelfile.frames(template)
+    found = frames.frames(template)
     assert (found is not None) is fits
     if found:
         chat = ("user", "assistant", "user", "assistant", "user")
-        assert modelfile.carried_out(found, chat) == template(modelfile.messages(chat))
+        assert frames.carried_out(found, chat) == template(frames.messages(chat))
 
 
 def test_braces_in_a_template_are_text_in_go() -> None:
     frame = {"system": ("", ""), "user": ("{{", "}}"), "assistant": ("", "")}
-    assert '{{ "{{" }}{{ .Content }}}}' in modelfile.go_template("", frame, "")
+    assert '{{ "{{" }}{{ .Content }}}}' in modelfile.go_template(frames.Layout("", frame, ""))
 
 
 PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
