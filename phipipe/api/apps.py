@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from phipipe.api.workplace import UserPath, package_path, path_of, texts
+from phipipe.api.workplace import UserPath, package_path, path_of, texts, warned
 from phipipe.errors import RecipeError, StoreError
 from phipipe.files.user_paths import Kind
 from phipipe.output.apps import App as App
@@ -13,6 +13,9 @@ from phipipe.output.apps import Export as Export
 from phipipe.package import export, layouts, ready
 from phipipe.package.export import Exported, Source
 from phipipe.package.layout import Facts, Layout, Use
+from phipipe.signing import opening
+
+Note = Callable[[str], None]
 
 
 def apps(package: UserPath | None = None) -> list[App]:
@@ -20,9 +23,15 @@ def apps(package: UserPath | None = None) -> list[App]:
     them open it and how.
 
     Raises:
-        SourceError: it is no package, was changed, or holds what phipipe never packages.
+        SourceError: it is no package, was changed, holds what phipipe never packages, or must not
+            be trusted.
     """
-    facts = None if package is None else Source.of(package_path(package)).facts
+    return listed(package, warned)
+
+
+def listed(package: UserPath | None, note: Note) -> list[App]:
+    """As ``apps``; ``note`` hears what the user's trust file only warns of."""
+    facts = None if package is None else _source(package_path(package), note).facts
     return [_app(name, layouts.load(name), facts) for name in layouts.names()]
 
 
@@ -52,8 +61,10 @@ def exported(
     *,
     install: bool = False,
     force: bool = False,
+    note: Note = warned,
 ) -> list[Export]:
-    """The package in the layout of each app; as ``Package.export``."""
+    """The package in the layout of each app; as ``Package.export``. ``note`` hears what the user's
+    trust file only warns of."""
     chosen = texts((names,) if isinstance(names, str) else names, "apps")
     if not chosen:
         raise RecipeError("no app is named", hint=f"apps: {', '.join(layouts.names())}")
@@ -62,7 +73,7 @@ def exported(
             "there is nowhere to export to", hint="give a folder (--to), or install it (--install)"
         )
     target = None if to is None else path_of(to, Kind.NEW_FOLDER, "the export", StoreError)
-    source = Source.of(package)
+    source = _source(package, note)
     export.check(source, chosen, installs=install)
     made = []
     for name in dict.fromkeys(chosen):
@@ -86,3 +97,7 @@ def _document(one: Exported) -> Export:
         commands=list(one.use.commands),
         then=one.use.then,
     )
+
+
+def _source(folder: Path, note: Note) -> Source:
+    return Source.of(folder, opening.open_(folder, note))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from phipipe.api import workplace
 from phipipe.api.workplace import UserPath, path_of
-from phipipe.errors import RecipeError, SourceError
+from phipipe.errors import RecipeError
 from phipipe.files.user_paths import Kind
-from phipipe.package import versions
 from phipipe.publishing import pull as pulling
 from phipipe.publishing import push as pushing
 from phipipe.publishing.pull import Pulled as Pulled
@@ -38,18 +40,31 @@ def push(
 
     Raises:
         RecipeError: ``address`` is none.
-        SourceError: the package was changed; another one is there; the place refuses, does not
-            answer, or needs a word on who may see it.
+        SourceError: the package was changed, or must not be trusted; another one is there; the
+            place refuses, does not answer, or needs a word on who may see it.
         ToolchainError: what speaks to such places is not installed.
     """
-    folder = versions.accepted(path_of(package, Kind.FOLDER, "the package", SourceError))
+    options = {"force": force, "dry_run": dry_run, "private": private}
+    return pushed(package, address, workplace.warned, on_progress, **options)
+
+
+def pushed(
+    package: UserPath,
+    address: str,
+    note: Callable[[str], None],
+    on_progress: OnProgress | None = None,
+    **options: bool | None,
+) -> Pushed:
+    """As ``push``, with its ``options``; ``note`` hears what the user's trust file only warns
+    of."""
     return pushing.push(
-        folder,
+        workplace.package_path(package),
         _text(address),
-        force=force,
-        dry_run=dry_run,
-        private=private,
+        force=bool(options["force"]),
+        dry_run=bool(options["dry_run"]),
+        private=options["private"],
         on_progress=on_progress or _silent,
+        note=note,
     )
 
 

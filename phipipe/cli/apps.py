@@ -10,7 +10,7 @@ import click
 from phipipe.cli import answers, completions
 from phipipe.cli.grid import table
 from phipipe.cli.groups import command
-from phipipe.cli.messages import echo
+from phipipe.cli.messages import echo, note
 from phipipe.cli.options import AS_JSON, PACKAGE, UserPath
 from phipipe.errors import SourceError, StoreError
 from phipipe.files.user_paths import Kind
@@ -25,7 +25,7 @@ def apps(package: Path | None, as_json: bool) -> None:
     """List apps that open packages, and what they need; of PACKAGE, which of them open it."""
     from phipipe.api import apps as api_apps
 
-    rows = api_apps.apps(package)
+    rows = api_apps.listed(package, note)
     if as_json:
         answers.give(rows)
     else:
@@ -88,7 +88,7 @@ def export(
     """Lay a package out as an app wants to find it, and say what to run next."""
     from phipipe.api import apps as api_apps
 
-    made = api_apps.exported(package, apps, to, install=install, force=force)
+    made = api_apps.exported(package, apps, to, install=install, force=force, note=note)
     if as_json:
         answers.give(made)
     else:

@@ -12,7 +12,7 @@ import click
 
 from phipipe.cli import answers
 from phipipe.cli.groups import command
-from phipipe.cli.messages import LOG, echo
+from phipipe.cli.messages import LOG, echo, note
 from phipipe.cli.options import AS_JSON, PACKAGE, UserPath
 from phipipe.errors import SourceError
 from phipipe.files.user_paths import Kind
@@ -48,8 +48,8 @@ def push(
     from phipipe.api import publishing
 
     with _progress("sent") as tell:
-        done = publishing.push(
-            package, address, force=force, dry_run=dry_run, private=private, on_progress=tell
+        done = publishing.pushed(
+            package, address, note, tell, force=force, dry_run=dry_run, private=private
         )
     if as_json:
         answers.give(_as_data(done, package))

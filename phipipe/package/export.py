@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from phipipe import backends
 from phipipe.errors import StoreError, TargetError
 from phipipe.evaluate import papers
-from phipipe.package import gate, layouts, package, ready
+from phipipe.package import gate, layouts, ready
 from phipipe.package.layout import Facts, Layout, Use
 from phipipe.package.manifest_schema import Manifest
 from phipipe.store import exports, free_space, keys, refusals
@@ -45,13 +45,8 @@ class Source:
     facts: Facts
 
     @classmethod
-    def of(cls, folder: Path) -> Source:
-        """The package in ``folder``, after every file was looked at.
-
-        Raises:
-            SourceError: it is no package, was changed, or holds what phipipe never packages.
-        """
-        manifest = package.open_(folder)
+    def of(cls, folder: Path, manifest: Manifest) -> Source:
+        """The package in ``folder``, whose files were just compared with its ``manifest``."""
         return cls(manifest, ready.facts_in(manifest, folder))
 
     def layout(self, app: str) -> Layout:

@@ -82,13 +82,18 @@ class BucketPlace:
 
     def _find(self, path: str, sha256: str | None, package: str) -> _Found | None:
         """Where the content of ``path`` of the package is; without a hash (what is attached has
-        none in the manifest) it is what was written for that package."""
+        none in the manifest) it is what was written for that package, or by another tool, which
+        says nothing of packages: what is attached says itself what it is about."""
         for name in (path, f"{ASIDE}/{package}/{path}"):
             about = self._about(name)
             if about is None:
                 continue
             given = about.attributes
-            fits = given.get(PACKAGE) == package if sha256 is None else given.get(HASH) == sha256
+            fits = (
+                given.get(PACKAGE, package) == package
+                if sha256 is None
+                else given.get(HASH) == sha256
+            )
             if fits:
                 return _Found(name, about.size)
         return None
@@ -215,7 +220,7 @@ class BucketPlace:
             with contextlib.closing(part):
                 self._complete(part, partial(_after, on_bytes, before))
             done += file.size
-            if part.hash.hexdigest() != file.digest:
+            if file.digest and part.hash.hexdigest() != file.digest:
                 (folder / file.name).unlink()
                 raise OtherBytes(
                     f"`{file.name}` at `{self.address}` is not what was published: it has another "

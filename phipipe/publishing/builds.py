@@ -48,7 +48,7 @@ def publish(
         try:
             digest = packages.read_manifest(package).digest
             address = str(addresses.named(text, build.name, digest))
-            done = push(package, address, replaces=replaces)
+            done = push(package, address, replaces=replaces, note=note)
             same = "has this package already" if done.state == "same" else "has the package now"
             note(f"{build.name}: {done.address} {same}")
         except PhipipeError as error:

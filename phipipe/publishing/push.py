@@ -55,6 +55,7 @@ def push(
     private: bool | None = None,
     replaces: Collection[str] = (),
     on_progress: OnProgress = lambda done, total: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
     """Publish the package in ``folder`` at ``address``.
 
@@ -63,6 +64,7 @@ def push(
         dry_run: ask and compare, and change nothing.
         private: how a repository is made on the hub, where there is none yet.
         replaces: digests of packages that this one may replace.
+        note: hears what the user's trust file only warns of.
 
     Raises:
         RecipeError: ``address`` is none.
@@ -70,7 +72,7 @@ def push(
         ToolchainError: what speaks to such places is not installed.
     """
     target = addresses.parse(address)
-    package = sealed.read(folder)
+    package = sealed.read(folder, note)
     with contextlib.closing(places.of(target, private)) as place:
         seen = place.look()
         if not force and seen.digest not in replaces:

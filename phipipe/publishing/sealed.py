@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from phipipe.evaluate.reports import dump
 from phipipe.files import json_files
 from phipipe.hub.published import Published
 from phipipe.package import manifest as manifests
-from phipipe.package import package as packages
 from phipipe.package.manifest import MAX_BYTES
 from phipipe.package.manifest_schema import Manifest
+from phipipe.signing import opening
 from phipipe.steps import Json
 from phipipe.store import keys
 
@@ -59,13 +59,15 @@ class Sealed:
         return tuple(item for item in self.items if item.path not in papers.ATTACHED)
 
 
-def read(folder: Path) -> Sealed:
-    """The package in ``folder``, every file of which is as it was packaged.
+def read(folder: Path, note: Callable[[str], None]) -> Sealed:
+    """The package in ``folder``, every file of which is as it was packaged; ``note`` hears what the
+    user's trust file only warns of.
 
     Raises:
-        SourceError: it is no package, was changed, or holds what phipipe never packages.
+        SourceError: it is no package, was changed, holds what phipipe never packages, or must not
+            be trusted.
     """
-    manifest = packages.open_(folder)
+    manifest = opening.open_(folder, note)
     return Sealed(manifest, tuple(sorted(_items(folder, manifest))))
 
 

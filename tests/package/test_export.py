@@ -23,12 +23,18 @@ from phipipe.errors import (
     StoreError,
     TargetError,
 )
+from phipipe.package import package
 from phipipe.package.export import Source, check, install, write
 from phipipe.planning import preparation
 from phipipe.recipe import loading
 from phipipe.store import exports
 
 QUICK = "name: one\nsource: {builtin: tiny-phi3}\ndevice: cpu-x86_64\nprecision: int4\n"
+
+
+def opened(folder: Path) -> Source:
+    """The package in ``folder``, for an export."""
+    return Source.of(folder, package.open_(folder))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_second_export_does_nothing(made: dict[str, Path], tmp_path: Path) -> None:
-    source, target = Source.of(made["openvino"]), tmp_path / "out"
+    source, target = opened(made["openvino"]), tmp_path / "out"
     first = write(source, "ovms", target)
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
     again = write(source, "ovms", target)
@@ -72,7 +78,7 @@ def test_a_second_export_does_nothing(made: dict[str, Path], tmp_path: Path) -> 
 def test_no_file_is_a_link_and_none_is_shared_with_the_package(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
-    write(Source.of(made["mlx"]), "mlx-server", tmp_path / "out")
+    write(opened(made["mlx"]), "mlx-server", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_symlink()
         assert path.is_dir() or path.stat().st_nlink == 1
@@ -80,7 +86,7 @@ def test_no_file_is_a_link_and_none_is_shared_with_the_package(
 
 
 def test_what_is_something_else_is_never_replaced(made: dict[str, Path], tmp_path: Path) -> None:
-    source, target = Source.of(made["llamacpp"]), tmp_path / "out"
+    source, target = opened(made["llamacpp"]), tmp_path / "out"
     target.mkdir()
     (target / "letter.txt").write_text("mine")
     for force in (False, True):
@@ -96,7 +102,7 @@ def test_what_is_something_else_is_never_replaced(made: dict[str, Path], tmp_pat
 def test_an_earlier_export_is_replaced_if_that_is_said(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
-    source, target = Source.of(made["llamacpp"]), tmp_path / "out"
+    source, target = opened(made["llamacpp"]), tmp_path / "out"
     write(source, "ollama", target)
     whole = tree(target)
     (target / "model.gguf").write_bytes(b"an older one")
@@ -107,7 +113,7 @@ def test_an_earlier_export_is_replaced_if_that_is_said(
 
 
 def test_what_the_app_left_is_no_change(made: dict[str, Path], tmp_path: Path) -> None:
-    source, target = Source.of(made["litert"]), tmp_path / "out"
+    source, target = opened(made["litert"]), tmp_path / "out"
     write(source, "litert-lm", target)
     (target / "model.litertlm_1_2.xnnpack_cache").write_bytes(b"x")
     assert not write(source, "litert-lm", target).written
@@ -117,7 +123,7 @@ def test_the_package_itself_is_no_place(made: dict[str, Path], tmp_path: Path) -
     before = tree(made["mlx"])
     for target in (made["mlx"], made["mlx"] / "inner"):
         with pytest.raises(StoreError):
-            write(Source.of(made["mlx"]), "mlx-server", target, force=True)
+            write(opened(made["mlx"]), "mlx-server", target, force=True)
     assert tree(made["mlx"]) == before
 
 
@@ -135,7 +141,7 @@ def test_an_export_that_fails_leaves_nothing(
 
     monkeypatch.setattr(exports, "copy_to", copy)
     with pytest.raises(StoreError):
-        write(Source.of(made["mlx"]), "mlx-server", tmp_path / "out")
+        write(opened(made["mlx"]), "mlx-server", tmp_path / "out")
     assert len(copied) == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -144,14 +150,14 @@ def test_a_changed_package_is_not_exported(tmp_path: Path) -> None:
     folder = app_packages.written(tmp_path / "own", "llamacpp")
     (folder / "Modelfile").write_bytes(app_packages.MODELFILE + b"\n")
     with pytest.raises(SourceError, match="not as it was packaged"):
-        Source.of(folder)
+        opened(folder)
 
 
 # -- installed
 
 
 def test_lm_studio_finds_it_in_its_models_folder(made: dict[str, Path], home: Path) -> None:
-    source = Source.of(made["llamacpp"])
+    source = opened(made["llamacpp"])
     with pytest.raises(TargetError, match="LM Studio is not installed"):
         install(source, "lm-studio")
     (home / ".lmstudio").mkdir()
@@ -167,19 +173,19 @@ def test_lm_studios_settings_and_pointer_may_move_that(
     moved.mkdir()
     (home / ".lmstudio-home-pointer").write_text(f"{moved}\n", "utf-8")
     (moved / "settings.json").write_text(json.dumps({"downloadsFolder": str(models)}), "utf-8")
-    placed = install(Source.of(made["mlx"]), "lm-studio").folder
+    placed = install(opened(made["mlx"]), "lm-studio").folder
     assert placed == models / "phipipe" / "small"
     (placed / "config.json").write_text("{}")
     with pytest.raises(StoreError, match="holds something else"):
-        install(Source.of(made["mlx"]), "lm-studio")
-    assert install(Source.of(made["mlx"]), "lm-studio", force=True).written
+        install(opened(made["mlx"]), "lm-studio")
+    assert install(opened(made["mlx"]), "lm-studio", force=True).written
 
 
 def test_foundry_local_finds_it_in_its_cache(
     made: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(home))
-    source = Source.of(made["onnxruntime"])
+    source = opened(made["onnxruntime"])
     with pytest.raises(TargetError, match="Foundry Local is not installed"):
         install(source, "foundry-local")
     cache = home / ".foundry" / "cache" / "models"
@@ -212,7 +218,7 @@ def test_foundry_locals_command_tells_where_its_cache_is(
     cache.mkdir()
     command(home, "foundry", f"print('Cache directory path: {cache}')")
     monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
-    placed = install(Source.of(made["onnxruntime"]), "foundry-local").folder
+    placed = install(opened(made["onnxruntime"]), "foundry-local").folder
     assert placed == cache / "phipipe" / "small"
 
 
@@ -230,7 +236,7 @@ def test_ollama_takes_the_model_in_by_its_own_command(
     )
     command(home, "ollama", body)
     monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
-    source = Source.of(made["llamacpp"])
+    source = opened(made["llamacpp"])
     said = install(source, "ollama")
     assert said.folder is None
     assert said.installed == "Ollama has it as `small`: ollama run small"
@@ -249,7 +255,7 @@ def test_what_ollama_says_against_it_is_told(
     command(home, "ollama", "sys.exit('Error: could not connect to ollama server')")
     monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(StepFailed, match="could not connect to ollama server"):
-        install(Source.of(made["llamacpp"]), "ollama")
+        install(opened(made["llamacpp"]), "ollama")
 
 
 def test_without_ollama_that_is_what_is_said(
@@ -257,14 +263,14 @@ def test_without_ollama_that_is_what_is_said(
 ) -> None:
     monkeypatch.setenv("PATH", str(home))
     with pytest.raises(TargetError, match="Ollama is not installed"):
-        install(Source.of(made["llamacpp"]), "ollama")
+        install(opened(made["llamacpp"]), "ollama")
 
 
 def test_an_app_without_a_place_here_says_so_before_anything_is_written(
     made: dict[str, Path],
 ) -> None:
     with pytest.raises(TargetError, match="has no place on this machine"):
-        check(Source.of(made["llamacpp"]), ["docker"], installs=True)
+        check(opened(made["llamacpp"]), ["docker"], installs=True)
 
 
 # -- the command line and Python

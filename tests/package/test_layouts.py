@@ -56,6 +56,11 @@ ASKED = {  # app → what its own code looks for, as the module's docstring says
 }
 
 
+def opened(folder: Path) -> Source:
+    """The package in ``folder``, for an export."""
+    return Source.of(folder, package.open_(folder))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Packages by backend, which no test may change."""
@@ -64,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def exported(folder: Path, app: str, target: Path) -> Path:
-    written = write(Source.of(folder), app, target)
+    written = write(opened(folder), app, target)
     assert written.folder == target
     return target
 
@@ -143,7 +148,7 @@ def test_a_package_without_the_file_is_refused(
     (folder / gone).unlink()
     hostile_packages.sealed(folder)
     with pytest.raises(TargetError, match=re.escape(f"needs `{gone}`")):
-        Source.of(folder).layout(app)
+        opened(folder).layout(app)
 
 
 # -- what is made
@@ -197,7 +202,7 @@ def test_the_gallery_on_android_lists_the_bundle(made: dict[str, Path], tmp_path
     assert set(model) >= required | {"taskTypes", "minDeviceMemoryInGb", "defaultConfig"}
     assert model["sizeInBytes"] == (target / model["modelFile"]).stat().st_size
     assert model["localModelFilePathOverride"] == "/data/local/tmp/small.litertlm"
-    commands = " ".join(write(Source.of(made["litert"]), "ai-edge-gallery", target).use.commands)
+    commands = " ".join(write(opened(made["litert"]), "ai-edge-gallery", target).use.commands)
     assert f"adb push {model['modelFile']} {model['localModelFilePathOverride']}" in commands
 
 
@@ -234,7 +239,7 @@ def test_the_gallery_on_windows_is_told_the_family_by_the_folders_name(
 ) -> None:
     folder = hostile_packages.laid_out(made["onnxruntime"], tmp_path / "own", "onnxruntime")
     (folder / "chat_template.jinja").write_text(template, "utf-8")
-    source = Source.of(hostile_packages.sealed(folder))
+    source = opened(hostile_packages.sealed(folder))
     target = tmp_path / "out"
     if home is None:
         with pytest.raises(TargetError, match="no prompt template like this model's"):
@@ -251,7 +256,7 @@ def test_a_path_that_the_gallery_takes_for_another_family_is_refused(
 ) -> None:
     folder = hostile_packages.laid_out(made["onnxruntime"], tmp_path / "own", "onnxruntime")
     (folder / "chat_template.jinja").write_text("<|im_start|>", "utf-8")
-    source = Source.of(hostile_packages.sealed(folder))
+    source = opened(hostile_packages.sealed(folder))
     with pytest.raises(TargetError, match="would take it for a phi model"):
         write(source, "ai-dev-gallery", tmp_path / "phipipe" / "out")
     assert not (tmp_path / "phipipe").exists()
@@ -262,7 +267,7 @@ def test_names_of_licences_are_quoted_where_a_shell_reads_them(
 ) -> None:
     folder = hostile_packages.laid_out(made["llamacpp"], tmp_path / "own", "llamacpp")
     (folder / "LICENSE $(touch x)").write_text("odd")
-    source = Source.of(hostile_packages.sealed(folder))
+    source = opened(hostile_packages.sealed(folder))
     (package_it, _) = write(source, "docker", tmp_path / "out").use.commands
     assert """--license "$PWD"/'LICENSE $(touch x)'""" in package_it
 

@@ -777,7 +777,7 @@ def without_chat(k: Kitchen) -> None:
 
 def bare(k: Kitchen) -> None:
     without_chat(k)
-    k.params |= {"fixups": {}, "steps": {"source": PARAMS["steps"]["source"]}, "backend": "unknown"}
+    k.params |= {"fixups": {}, "steps": {"source": PARAMS["steps"]["source"]}}
     k.json("gates", [])
     del k.inputs["parity"]
     del k.speed["metrics"]["decode_tokens_per_s"]

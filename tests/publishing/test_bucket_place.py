@@ -62,7 +62,7 @@ def test_a_package_goes_there_and_back(address: str, package: Path, tmp_path: Pa
     assert objects(address) == content(package)
     again = phipipe.push(package, address)
     assert (again.state, again.sent) == ("same", ())
-    assert phipipe.pull(address, tmp_path / "here").attached == ("model.sig",)
+    assert phipipe.pull(address, tmp_path / "here").attached == ("provenance.json", "model.sig")
     assert content(tmp_path / "here") == content(package)
 
 

@@ -53,7 +53,12 @@ def test_programs_get_it_as_data(run: Run, address: str, package: Path) -> None:
     assert told["size_bytes"] == sum(one["size_bytes"] for one in told["files"])
     code, out, _ = run("pull", address, "--out", "here", "--json")
     told = json.loads(out)
-    assert (code, told["package"], told["digest"], told["attached"]) == (0, "here", digest, [])
+    assert (code, told["package"], told["digest"], told["attached"]) == (
+        0,
+        "here",
+        digest,
+        ["provenance.json"],
+    )
     code, out, _ = run("pull", "nowhere", "--json")
     assert (code, json.loads(out)["error"]["kind"]) == (2, "RecipeError")
 

@@ -131,7 +131,6 @@ def test_a_branch_begins_without_what_others_show(
 def test_a_pull_gives_the_very_package_and_what_is_attached(
     hub: WritableHub, package: Path, tmp_path: Path
 ) -> None:
-    (package / "provenance.json").write_text("{}")
     (package / "model.sig").write_text("signed")
     phipipe.push(package, ADDRESS, private=True)
     done = phipipe.pull(ADDRESS, tmp_path / "here" / "phi")
@@ -148,7 +147,7 @@ def test_a_signature_that_came_later_is_sent_alone(
     (package / "model.sig").write_text("signed")
     done = phipipe.push(package, ADDRESS)
     assert ([item.path for item in done.sent], done.replaced) == (["model.sig"], None)
-    assert phipipe.pull(ADDRESS, tmp_path / "p").attached == ("model.sig",)
+    assert phipipe.pull(ADDRESS, tmp_path / "p").attached == ("provenance.json", "model.sig")
 
 
 def test_a_pull_goes_where_run_puts_packages(

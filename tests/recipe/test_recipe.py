@@ -663,7 +663,7 @@ def test_a_package_is_made_for_apps_by_the_word_that_the_recipe_writes(tmp_path:
     assert kept["package"] == {"for": ["foundry-local"]}
     assert recipe.recorded(kept) == build.recipe
     (without,) = load(tmp_path, text)
-    assert "package" not in without.recipe.model_dump(mode="json", exclude_none=True)
+    assert without.recipe.package.apps == []
 
 
 def test_the_recipe_of_an_earlier_versions_package_is_still_read(tmp_path: Path) -> None:
