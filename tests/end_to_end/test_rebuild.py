@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,16 +11,9 @@ from typing import Any
 
 import pytest
 from testing import hostile_packages
+from testing.elsewhere import varied
 from testing.places import QUICKSTART
 from testing.shell import Shell
-
-FAKETIME = sorted(  # where systems have it; without it, the clock alone is not another
-    [
-        *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
-        *Path("/usr/local/lib").glob("faketime/libfaketimeMT.so.1"),
-        *Path("/opt/homebrew/lib").glob("faketime/libfaketime.1.dylib"),
-    ]
-)
 
 
 @pytest.fixture(scope="module")
@@ -34,40 +26,6 @@ def built(shell: Shell) -> Path:
     """The quickstart, built as it comes."""
     (build,) = shell.run()
     return shell.folder / str(build["package"])
-
-
-def works(*words: str) -> bool:
-    """Whether this system lets us run what ``words`` begin with."""
-    if shutil.which(words[0]) is None:
-        return False
-    done = subprocess.run([*words, sys.executable, "-c", ""], capture_output=True, check=False)
-    return done.returncode == 0
-
-
-def varied(home: Path) -> tuple[list[str], dict[str, str]]:
-    """What a command is begun with, and its environment, on a machine that is as different as this
-    one can be made: one core, a user of another id (in a user namespace, so that it still may read
-    what is ours), another home, zone, locale, hash seed and clock."""
-    before = []
-    if works("taskset", "-c", "0"):
-        before += ["taskset", "-c", "0"]
-    if works("unshare", "--user", "--map-user=4242", "--map-group=4242"):
-        before += ["unshare", "--user", "--map-user=4242", "--map-group=4242"]
-    environment = {
-        **os.environ,
-        "HOME": str(home),
-        "TZ": "Pacific/Kiritimati",
-        "LC_ALL": "C",
-        "LANG": "C",
-        "PYTHONHASHSEED": "4242",
-        "SOURCE_DATE_EPOCH": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    if FAKETIME:  # children get no variables of its own, but a file in their home
-        (home / ".faketimerc").write_text("+400d\n", "utf-8")
-        preload = "DYLD_INSERT_LIBRARIES" if sys.platform == "darwin" else "LD_PRELOAD"
-        environment |= {preload: str(FAKETIME[0])}
-    return before, environment
 
 
 def again(shell: Shell, folder: Path, *words: str | Path) -> Any:

@@ -19,12 +19,11 @@ import openai
 import psutil
 import pytest
 from testing.places import QUICKSTART
+from testing.served import STORY, TOKENS, Served
 from testing.shell import Shell
 
 from phipipe.hub import take
 
-STORY = "Tell me a story."
-TOKENS = 40
 DEVICES = {
     "onnxruntime": ("cpu-x86_64", "int4"),
     "llamacpp": ("cpu-x86_64", "int4"),
@@ -72,45 +71,6 @@ def package(request: pytest.FixtureRequest, shell: Shell, source: Path) -> Path:
     sets = [word for change in changes for word in ("--set", change)]
     shell("run", QUICKSTART, *sets)
     return shell.folder / "packages" / backend
-
-
-class Served:
-    """A server in a process of its own."""
-
-    def __init__(self, shell: Shell, package: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "phipipe", "serve", str(package), "--port", "0", "--json"]
-        self.process = subprocess.Popen(
-            [*command, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=shell._env,
-            cwd=shell.folder,
-            text=True,
-            encoding="utf-8",
-        )
-        assert self.process.stdout is not None
-        lines = []
-        while not lines or not lines[-1].startswith("}"):
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], self.process.communicate()[1]
-        self.told = json.loads("".join(lines))
-        self.client = openai.OpenAI(
-            base_url=self.told["base_url"], api_key="none", max_retries=0, timeout=300
-        )
-
-    def chat(self, text: str = STORY, **more: Any) -> Any:
-        given = {"model": self.told["model"], "max_tokens": TOKENS, **more}
-        messages = given.pop("messages", [{"role": "user", "content": text}])
-        return self.client.chat.completions.create(messages=messages, **given)
-
-    def end(self, how: int = signal.SIGTERM) -> int:
-        """End it; its exit code."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(how)
-        self.process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(children, 10)
-        assert not alive
-        return self.process.returncode
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Shell:
 
     def __init__(self, folder: Path, toolchains: Path) -> None:
         self.folder, self.cache = folder, folder / "cache"
+        self.before: Sequence[str] = ()  # what each command is begun with
         self._env = {
             **os.environ,
             "PHIPIPE_CACHE": str(self.cache),
@@ -34,7 +35,7 @@ class Shell:
         env: Mapping[str, str] | None = None,
         timeout: float = 580,
     ) -> Any:
-        command = [sys.executable, "-m", "phipipe", *map(str, words)]
+        command = [*self.before, sys.executable, "-m", "phipipe", *map(str, words)]
         environment = {**self._env, **(env or {})}
         done = subprocess.run(
             command,
