@@ -32,6 +32,7 @@ DEVICES = {
     "litert": ("android-phone", "int8"),
     "torch": ("cpu-x86_64", "int8"),
 }
+DAILY = ("onnxruntime", "llamacpp")
 FEW = ("evaluate.tokens=512", "measure={prompt_tokens: 32, new_tokens: 8, repetitions: 1}")
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -61,7 +62,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=DEVICES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        one if one in DAILY else pytest.param(one, marks=pytest.mark.nightly) for one in DEVICES
+    ],
+)
 def package(request: pytest.FixtureRequest, shell: Shell, source: Path) -> Path:
     """A package of the embedded model for each backend."""
     backend = request.param
