@@ -85,7 +85,7 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Lay a package out as an app wants to find it, and say what to run next."""
+    """Lay a package out as an app wants to find it, and name the next commands."""
     from phipipe.api import apps as api_apps
 
     made = api_apps.exported(package, apps, to, install=install, force=force, note=note)

@@ -58,7 +58,7 @@ COMMANDS = {  # heading → commands, in the order a user meets them
         Row(
             "export",
             "apps:export",
-            "Lay a package out as an app wants to find it, and say what to run next.",
+            "Lay a package out as an app wants to find it, and name the next commands.",
         ),
         Row(
             "eval",

@@ -202,8 +202,10 @@ def _unlearnable(stored: Stored, stores: Stores) -> str | None:
         return "at 4 or 8 bits"
     if stores.learned_group(stored.bits, 0) < 0:
         return None if stored.group_size in (None, -1) else f"by row (-1) at {stored.bits} bits"
-    if stored.bits != FLOAT_BITS and stored.group_size not in (None, *GROUPS):
-        return f"in groups of {', '.join(str(size) for size in GROUPS if size > 0)}, or by row (-1)"
+    able = [size for size in GROUPS if size > 0 or size in stores.groups.get(stored.bits, ())]
+    if stored.bits != FLOAT_BITS and stored.group_size not in (None, *able):
+        groups = ", ".join(str(size) for size in able if size > 0)
+        return f"in groups of {groups}{', or by row (-1)' if -1 in able else ''}"
     return None
 
 

@@ -10,7 +10,7 @@ import pytest
 from testing import registry_server, shared_store, signatures
 from testing.elsewhere import varied, works
 from testing.hub_writes import WritableHub
-from testing.served import STORY, TOKENS, Served
+from testing.served_package import STORY, TOKENS, Served
 from testing.shell import Shell
 
 from phipipe.package import package as packages

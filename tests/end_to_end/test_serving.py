@@ -19,7 +19,7 @@ import openai
 import psutil
 import pytest
 from testing.places import QUICKSTART
-from testing.served import STORY, TOKENS, Served
+from testing.served_package import STORY, TOKENS, Served
 from testing.shell import Shell
 
 from phipipe.hub import take

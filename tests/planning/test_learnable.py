@@ -89,6 +89,13 @@ def test_a_scale_per_row_is_for_those_that_store_it(tmp_path: Path, backend: str
     planned(tmp_path, *asked, change)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "llamacpp"])
+def test_nor_may_a_map_ask_for_one_elsewhere(tmp_path: Path, backend: str) -> None:
+    asked = "quantize={map: {lm_head: {bits: 4, group_size: -1}}}"
+    error = refused(tmp_path, f"backend={backend}", asked)
+    assert "weights are learned in groups of 32, 64, 128" in error.message
+
+
 @pytest.mark.parametrize("backend", ["openvino", "torch", "litert"])
 def test_learned_weights_may_have_a_scale_per_row(tmp_path: Path, backend: str) -> None:
     plan = planned(tmp_path, f"backend={backend}", "weights.group_size=-1")

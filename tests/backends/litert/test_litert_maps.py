@@ -90,8 +90,8 @@ def test_a_map_that_cannot_be_is_refused(text: str, words: str) -> None:
             r"weights are learned by row \(-1\) at 8 bits",
         ),
         (
-            ("weights={learn: round}", "quantize.map={lm_head: {bits: 4, group_size: -1}}"),
-            "in groups of 32, 64, 128",
+            ("weights={learn: round}", "quantize.map={lm_head: {bits: 4, group_size: 256}}"),
+            r"in groups of 32, 64, 128, or by row \(-1\)",
         ),
     ],
 )
