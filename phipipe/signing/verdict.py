@@ -104,7 +104,9 @@ def judge(
         coverage.check(signature, coverage.digests(folder, manifest))
         if asked is None:
             signer = Signer(kind=signature.kind, fingerprint=signature.fingerprint)
-            words = f"signed by {signer}, which nobody was asked to trust"
+            words = (
+                f"claims to be signed by {signer}; nothing proves it until you say whom to trust"
+            )
             return verdict(state="unasked", signer=signer, message=words)
         signer = _signer(signature, asked, time)
     except Unsound as error:

@@ -276,6 +276,20 @@ def test_whatever_changes_after_the_signing_is_found(
     assert "finding" in err
 
 
+def test_the_key_that_a_forgery_names_is_no_more_than_a_claim(
+    package: Path, key: Path, run: Run
+) -> None:
+    """The number in it is public, so anybody can write the maker's."""
+    phipipe.sign(package, key=key)
+    bundle = json.loads((package / "model.sig").read_bytes())
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
+    (package / "model.sig").write_text(json.dumps(bundle), "utf-8")
+    code, out, _ = run("verify", package)
+    assert code == 0
+    assert "claims to be signed by key" in out
+    assert "nothing proves it" in out
+
+
 def test_a_package_that_was_sealed_again_is_not_the_one_that_was_signed(
     package: Path, key: Path, pub: Path, run: Run
 ) -> None:
