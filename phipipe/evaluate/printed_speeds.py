@@ -22,6 +22,7 @@ from phipipe.visible import visible
 MAX_BYTES = 2**20
 MOST = 1e7  # tokens in a second, or seconds; more is no measurement
 MAX_WORDS = 100  # characters of a machine's name
+_JSON = re.compile(r"^\s*(?:\[\s*(?:[{\]]|$)|\{\s*(?:\"|$))", re.M)
 KINDS = "`llama-bench -o json`, `litert-lm benchmark` and `mlx_lm.benchmark`"
 
 
@@ -62,7 +63,7 @@ def read(path: Path, prompt_tokens: int) -> Printed:
     """
     text = _text(json_files.read_bytes(path, MAX_BYTES))
     try:
-        if starts := re.search(r"^\s*[\[{]\s*$", text, re.M):  # behind what it may have logged
+        if starts := _JSON.search(text):  # behind what it may have logged
             raw = text[starts.start() :].encode()
             return _llama_bench(json_files.parse(raw, path), prompt_tokens)
         for reads in _READERS:

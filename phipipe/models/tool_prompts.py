@@ -25,7 +25,7 @@ class Renderer(Protocol):
 
 def rendered(tokenizer: Renderer, chat: Chat, offered: Chat) -> tuple[str, list[dict[str, Json]]]:
     """The ``chat`` in the template, and those of the tools that are ``offered`` which it shows: all
-    of them or none.
+    of them or none. One is shown where its name stands more often than without it.
 
     They are given as templates take them today, then as Phi-4-mini's does, in the system message.
 
@@ -41,9 +41,9 @@ def rendered(tokenizer: Renderer, chat: Chat, offered: Chat) -> tuple[str, list[
     if rest[0]["role"] == "system":
         told, *rest = [dict(rest[0]), *rest[1:]]
     inside = [{**told, "tools": json.dumps(list(names.values()), ensure_ascii=False)}, *rest]
-    for messages, given in ((chat, tools), (inside, None)):
-        text = _tried(tokenizer, messages, given)
-        if text is not None and text != plain and all(name in text for name in names):
+    for messages, given, without in ((chat, tools, chat), (inside, None, [told, *rest])):
+        text, bare = _tried(tokenizer, messages, given), _tried(tokenizer, without, None)
+        if text is not None and all(text.count(name) > (bare or "").count(name) for name in names):
             return text, tools
     return plain, []
 

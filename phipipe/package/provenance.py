@@ -122,7 +122,9 @@ def _disagreements(said: Statement, manifest: Manifest, raw: bytes) -> Iterator[
     if build.externalParameters.get("recipe") != manifest.recipe.as_json():
         yield "says another recipe than the manifest"
     wanted = {(str(one["name"]), one["digest"]["sha256"]) for one in _dependencies(manifest)}
-    named = {(one.name or "", one.digest.get("sha256")) for one in build.resolvedDependencies}
+    named = {
+        (one.name or one.uri or "", one.digest.get("sha256")) for one in build.resolvedDependencies
+    }
     if missing := sorted(wanted - named):
         yield f"does not name `{shown(missing[0][0])}` as the manifest does"
     if added := sorted(name for name, _ in named - wanted):

@@ -170,11 +170,11 @@ class _Builder:
         if depth > MAX_DEPTH:
             self._stop(event, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
-            self._stop(event, "an alias (`*…`); recipes have none, write the value again")
+            self._stop(event, "an alias (`*…`); these files have none, write the value again")
         if event.anchor is not None:
-            self._stop(event, "an anchor (`&…`); recipes have none")
+            self._stop(event, "an anchor (`&…`); these files have none")
         if event.tag is not None:
-            self._stop(event, f"a tag (`{shorten(event.tag)}`); recipes have none")
+            self._stop(event, f"a tag (`{shorten(event.tag)}`); these files have none")
 
     def _sequence(self, where: Where, depth: int) -> list[Json]:
         items: list[Json] = []

@@ -52,7 +52,7 @@ class Message(Part):
     @model_validator(mode="after")
     def _says_something(self) -> Message:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("`content` is missing")
+            raise ValueError("`content` is missing, or null")
         return self
 
     def as_chat(self) -> dict[str, Json]:

@@ -205,6 +205,8 @@ def _checked(model: type[_P], value: Json) -> _P:
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if not first["loc"]:
+            raise Unsound(f"`{NAME}` is damaged: it holds no JSON object", hint=HINT) from None
         where = json_files.shown(".".join(map(str, first["loc"]))) or "its top"
         raise Unsound(
             f"`{NAME}` is no signature of the model-signing format 1.0: `{where}`: "

@@ -34,7 +34,9 @@ EVERY = every(cli.cli)
 
 def test_every_command_stands_under_one_heading(run: Run) -> None:
     _, out, _ = run("--help")
-    shown = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
+    shown = [
+        line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "
+    ]
     for name in cli.cli.commands:
         assert shown.count(name) == 1
     headings = [line for line in out.splitlines() if line.endswith(":") and line[0] != " "]

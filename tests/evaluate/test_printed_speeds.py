@@ -99,9 +99,10 @@ def test_llama_bench_gives_every_run(tmp_path: Path) -> None:
     assert found.parameters == 3_821_079_552
 
 
+@pytest.mark.parametrize("indent", [2, None])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_what_a_shell_made_of_it_is_read(tmp_path: Path, encoding: str) -> None:
-    logged = "load_backend: loaded CPU backend\n" + json.dumps(BENCH, indent=2)
+def test_what_a_shell_made_of_it_is_read(tmp_path: Path, encoding: str, indent: int | None) -> None:
+    logged = "[load] loaded CPU backend\n" + json.dumps(BENCH, indent=indent)
     assert read(tmp_path, logged.encode(encoding)).new_tokens == 64
 
 
@@ -168,6 +169,8 @@ def test_what_other_tools_print_is_read(
         ("", "holds no speeds"),
         ('{\n"a": 1}', "not llama-bench's"),
         ("[\n]", "not llama-bench's"),
+        ("[]", "not llama-bench's"),
+        ('{"a": 1}', "not llama-bench's"),
         ("[\n1]", "not llama-bench's"),
         ("[\n{", "not valid JSON"),
         (json.dumps([row(8, 8, 1.0)], indent=1), "neither a prompt nor an answer"),
