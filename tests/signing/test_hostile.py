@@ -70,7 +70,8 @@ def test_what_is_no_json_of_a_sensible_size_never_reaches_a_library(signed: Path
         (b'{"a": ' * 5000 + b"1" + b"}" * 5000, "nested deeper than 64 levels"),
         (b'{"a": 1, "a": 2}', "stands there twice"),
         (b"NaN", "is no number"),
-        (b"[]", "is no signature of the model-signing format 1.0"),
+        (b"[]", "holds no JSON object"),
+        (b"null", "holds no JSON object"),
         (b"{}", "is no signature of the model-signing format 1.0"),
         (b" " * (MAX_ATTACHED_BYTES + 1), "too large"),
     ):
