@@ -18,6 +18,7 @@ from testing import hostile_packages
 from testing.places import QUICKSTART
 from testing.shell import Shell
 
+from phipipe.evaluate import papers
 from phipipe.hub import take
 from phipipe.package import manifest as manifests
 from phipipe.package import package
@@ -285,8 +286,8 @@ def test_a_packages_template_that_attacks_ends_in_one_sentence(
     unlock(folder)
     described = manifests.read_manifest(folder)
     (folder / "chat_template.jinja").write_text(template, "utf-8")
-    for name in (manifests.SUMS, manifests.NAME):
-        (folder / name).unlink()
+    for name in (manifests.SUMS, manifests.NAME, *papers.ATTACHED):
+        (folder / name).unlink(missing_ok=True)
     manifests.seal(folder, described.as_json())
     said = shell("chat", folder, "--prompt", "Hi", expect=8)
     assert said.stdout == ""
