@@ -1,6 +1,8 @@
-"""Sizes and counts as people read them."""
+"""Sizes, counts and places as people read them."""
 
 from __future__ import annotations
+
+from urllib.parse import urlsplit
 
 MIB, GIB = 2**20, 2**30
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -52,3 +54,19 @@ def shortened(text: str, width: int) -> str:
     ends."""
     half = (width - 1) // 2
     return text if len(text) <= width else f"{text[: width - 1 - half]}…{text[-half:]}"
+
+
+def unanswered(url: str, *, is_known: bool = True) -> str:
+    """That nobody can be asked at ``url``, of which host and port are told; ``is_known``: whether
+    its host's name leads anywhere."""
+    if not is_known:
+        return f"the name {urlsplit(url).hostname} does not resolve"
+    return f"nothing answers at {place(url)}"
+
+
+def place(url: str) -> str:
+    """Host and port of ``url``, which may hold secrets besides."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "the server", parts.port
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{port or {'https': 443}.get(parts.scheme, 80)}" if parts.hostname else shown

@@ -35,11 +35,12 @@ def push(
             ``s3://BUCKET/PREFIX``.
         force: also where another package is, or files of others are.
         dry_run: ask and compare, and change nothing.
-        private: how a repository is made on the hub, where there is none yet.
+        private: how a repository is made on the hub, where there is none yet; other places have
+            no such option.
         on_progress: a function that is told how many of how many bytes are there.
 
     Raises:
-        RecipeError: ``address`` is none.
+        RecipeError: ``address`` is none; or ``private`` is given for a registry or a bucket.
         SourceError: the package was changed, or must not be trusted; another one is there; the
             place refuses, does not answer, or needs a word on who may see it.
         ToolchainError: what speaks to such places is not installed.
@@ -56,7 +57,7 @@ def pushed(
     **options: bool | None,
 ) -> Pushed:
     """As ``push``, with its ``options``; ``note`` hears what the user's trust file only warns
-    of."""
+    of, and of waits."""
     return pushing.push(
         workplace.package_path(package),
         _text(address),
@@ -73,11 +74,14 @@ def pull(
 ) -> Pulled:
     """Fetch the package at ``address``, verify it, and put it into the folder ``out`` at once.
 
-    What had arrived of a package when an earlier call broke is not fetched again.
+    What had arrived of a package when an earlier call broke is not fetched again. Where the very
+    package is at ``out`` already, only what is attached to it (a signature, its provenance) is
+    fetched, as far as that is another at the address.
 
     Args:
         address: as for ``push``.
-        out: the package's own folder, which is not there yet; without it ``packages/NAME``.
+        out: the package's own folder, which holds nothing or this very package; without it
+            ``packages/NAME``.
         on_progress: a function that is told how many of how many bytes are there.
 
     Raises:
@@ -87,8 +91,18 @@ def pull(
         StoreError: something else is at ``out``, or it cannot be written.
         ToolchainError: what speaks to such places is not installed.
     """
+    return pulled(address, workplace.warned, out, on_progress)
+
+
+def pulled(
+    address: str,
+    note: Callable[[str], None],
+    out: UserPath | None = None,
+    on_progress: OnProgress | None = None,
+) -> Pulled:
+    """As ``pull``; ``note`` hears of waits."""
     folder = None if out is None else path_of(out, Kind.NEW_FOLDER, "out", RecipeError)
-    return pulling.pull(_text(address), folder, on_progress or _silent)
+    return pulling.pull(_text(address), folder, on_progress or _silent, note)
 
 
 def _silent(done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from phipipe.cli import answers
 from phipipe.cli.groups import command
 from phipipe.cli.messages import LOG, echo, note
 from phipipe.cli.options import AS_JSON, PACKAGE, UserPath
-from phipipe.errors import SourceError
+from phipipe.errors import RecipeError, SourceError
 from phipipe.files.user_paths import Kind
 from phipipe.words import counted, human
 
@@ -31,13 +31,18 @@ VISIBILITY = {True: "private", False: "public", None: None}
 @click.option("--force", is_flag=True, help="Also where another package is; it is replaced.")
 @click.option("--dry-run", is_flag=True, help="List what would be sent, and change nothing.")
 @click.option(
-    "--private/--public",
-    default=None,
-    help="Who may see a repository that has to be made on the hub.",
+    "--private", is_flag=True, help="A repository on the hub is, or is made, for you alone."
 )
+@click.option("--public", is_flag=True, help="A repository on the hub is, or is made, for all.")
 @AS_JSON
 def push(
-    package: Path, address: str, force: bool, dry_run: bool, private: bool | None, as_json: bool
+    package: Path,
+    address: str,
+    force: bool,
+    dry_run: bool,
+    private: bool,
+    public: bool,
+    as_json: bool,
 ) -> None:
     """Publish a package on the Hugging Face hub, in an OCI registry or in a bucket.
 
@@ -47,9 +52,12 @@ def push(
     """
     from phipipe.api import publishing
 
+    if private and public:
+        raise RecipeError("--private and --public exclude each other", hint="give one of them")
+    visible = private if private or public else None
     with _progress("sent") as tell:
         done = publishing.pushed(
-            package, address, note, tell, force=force, dry_run=dry_run, private=private
+            package, address, note, tell, force=force, dry_run=dry_run, private=visible
         )
     if as_json:
         answers.give(_as_data(done, package))
@@ -103,13 +111,14 @@ def pull(address: str, out: Path | None, as_json: bool) -> None:
     """Fetch a package from where `push` published it, verify it, and put it into its folder.
 
     Nothing is left of a package that is not as phipipe packages it. A download that broke is
-    continued by the next call.
+    continued by the next call. Where the very package is there already, only a signature or a
+    provenance that is another at ADDRESS is fetched.
     """
     from phipipe.api import publishing
     from phipipe.output import published
 
     with _progress("fetched") as tell:
-        done = publishing.pull(address, out, on_progress=tell)
+        done = publishing.pulled(address, note, out, tell)
     if as_json:
         answers.give(
             published.Pulled(
@@ -120,11 +129,15 @@ def pull(address: str, out: Path | None, as_json: bool) -> None:
                 state=done.state,
                 size_bytes=done.fetched_bytes,
                 attached=list(done.attached),
+                renewed=list(done.renewed),
             )
         )
         return
     if done.state == "same":
-        echo(f"{done.folder} is this package already: nothing was fetched")
+        fetched = (
+            f"; fetched {', '.join(done.renewed)}" if done.renewed else ": nothing was fetched"
+        )
+        echo(f"{done.folder} is this package already{fetched}")
     else:
         echo(f"pulled   {done.folder}, {human(done.fetched_bytes)}")
     if done.attached:

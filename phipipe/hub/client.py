@@ -215,7 +215,9 @@ def asked(
             status, headers = int(error.response.status_code), error.response.headers
             raise status_error(status, headers, lambda: final(repo, status, headers)) from None
         except http.TransportError as error:
-            raise Fault(str(fault_of(error)), attempts=ASKS) from None
+            fault = fault_of(error)
+            fault.attempts = ASKS
+            raise fault from None
         except NO_ANSWER:
             host = urlsplit(address).netloc
             raise Fault(f"{host} does not answer like a hub", attempts=2) from None

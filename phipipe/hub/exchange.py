@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from phipipe.errors import SourceError
 from phipipe.hub import failures, sockets
-from phipipe.hub.failures import Fault, fault_of
+from phipipe.hub.failures import Fault, Patience, fault_of
 
 REDIRECTS = 5
 TWICE_BYTES = 2**20  # at most so many come again after a kill, over all connections
@@ -42,12 +42,13 @@ class Client(Protocol):
 @dataclass(frozen=True)
 class Address:
     """Where a file is had. ``token`` goes to this URL's own host alone, as ``scheme`` has it;
-    ``refuse`` words a final answer."""
+    ``refuse`` words a final answer; ``patience`` is had with it, where it is no hub."""
 
     url: str
     refuse: Callable[[int, Mapping[str, str]], SourceError]
     token: str | None = None
     scheme: str = "Bearer"
+    patience: Patience | None = None
 
     def __repr__(self) -> str:
         return f"Address({self.url!r})"  # never the token

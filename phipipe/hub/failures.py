@@ -7,17 +7,22 @@ import datetime
 import email.utils
 import random
 import re
+import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import responses
 from typing import TypeVar
 
 from phipipe.errors import Interrupted, SourceError
+from phipipe.words import place, unanswered
 
 T = TypeVar("T")
 GO_ON = "run the same command again: it goes on where this one stopped"
+CHECK = "check the address and the network, and the proxy if one is set"
+TOLD_S = 1.0  # a wait that is long enough to be told
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,15 @@ class Pace:
 
 
 PACE = Pace()
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a single server may keep us, whatever it asks for; ``note`` hears of waits and why
+    they are."""
+
+    note: Callable[[str], None]
+    whole_s: float = 120.0  # from the first failure on, without a new byte
 
 
 class Unreachable(SourceError):
@@ -54,11 +68,17 @@ class OtherBytes(SourceError):
 
 class Fault(Exception):
     """Something that may pass: try again, after ``wait_s`` if the server said so, at most
-    ``attempts`` times."""
+    ``attempts`` times. ``hint``: what to try where it did not pass."""
 
-    def __init__(self, message: str, wait_s: float | None = None, attempts: int = 1000) -> None:
+    def __init__(
+        self,
+        message: str,
+        wait_s: float | None = None,
+        attempts: int = 1000,
+        hint: str = GO_ON,
+    ) -> None:
         super().__init__(message)
-        self.wait_s, self.attempts = wait_s, attempts
+        self.wait_s, self.attempts, self.hint = wait_s, attempts, hint
 
 
 def patiently(
@@ -66,28 +86,41 @@ def patiently(
     what: str,
     position: Callable[[], int] = lambda: 0,
     stopped: threading.Event | None = None,
+    patience: Patience | None = None,
 ) -> T:
     """Call ``work`` until it raises no ``Fault``; failures count as long as ``position`` does not
     grow.
 
+    With ``patience`` a single wait is no longer than those that we choose ourselves
+    (``Pace.longest_s``), and all together end in ``Patience.whole_s``.
+
     Raises:
-        Unreachable: it failed too often; says ``what``.
+        Unreachable: it failed too often, or for too long; says ``what``.
         Interrupted: ``stopped`` was set while it waited.
     """
-    failures, best = 0, position()
+    failures, best, began = 0, position(), 0.0
     while True:
         try:
             return work()
         except Fault as fault:
             failures = 1 if position() > best else failures + 1
             best = max(best, position())
-            if failures >= min(PACE.attempts, fault.attempts):
-                raise Unreachable(f"{what}: {fault}", hint=GO_ON) from None
-            longest_s = min(PACE.longest_s, PACE.first_s * 2 ** (failures - 1))
-            pause = longest_s * random.uniform(0.5, 1.0)
-            asked = 0.0 if fault.wait_s is None else min(fault.wait_s, PACE.asked_s)
-            if (stopped or threading.Event()).wait(max(pause, asked)):
+            began = time.monotonic() if failures == 1 else began
+            wait_s = _pause(failures, fault, patience)
+            is_late = patience and time.monotonic() - began + wait_s > patience.whole_s
+            if is_late or failures >= min(PACE.attempts, fault.attempts):
+                raise Unreachable(f"{what}: {fault}", hint=fault.hint) from None
+            if patience and wait_s >= TOLD_S:
+                patience.note(f"{what}: {fault}; trying again in {wait_s:.0f} s")
+            if (stopped or threading.Event()).wait(wait_s):
                 raise Interrupted("stopped") from None
+
+
+def _pause(failures: int, fault: Fault, patience: Patience | None) -> float:
+    """Seconds to wait after so many failures in a row, the last of which is ``fault``."""
+    longest_s: float = min(PACE.longest_s, PACE.first_s * 2 ** (failures - 1))
+    most_s = PACE.longest_s if patience else PACE.asked_s
+    return max(longest_s * random.uniform(0.5, 1.0), min(fault.wait_s or 0.0, most_s))
 
 
 def fault_of(error: Exception) -> Fault:
@@ -96,28 +129,38 @@ def fault_of(error: Exception) -> Fault:
     Raises:
         SourceError: trying again cannot help.
     """
-    cause: BaseException | None = error
-    seen: set[int] = set()  # what is raised while its own wrapper is handled leads back to it
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise SourceError(
                 f"the server's certificate is not trusted: {cause.verify_message}",
                 hint="if a proxy of your own re-signs traffic, set SSL_CERT_FILE to its "
                 "certificates",
             ) from None
-        cause = cause.__cause__ or cause.__context__
+    if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+        causes = [*_causes(error)]
+        if any(isinstance(cause, ssl.SSLError) for cause in causes):
+            return Fault(f"{place(_url(error))} does not answer as TLS has it", hint=CHECK)
+        is_known = not any(isinstance(cause, socket.gaierror) for cause in causes)
+        return Fault(unanswered(_url(error), is_known=is_known), hint=CHECK)
     if "Timeout" in type(error).__name__:
         return Fault(f"no answer for {PACE.stall_s:g} s")
-    if type(error).__name__ == "ConnectError":
-        return Fault(f"no connection{_host(error)}: is there a network?")
     return Fault(f"the connection broke ({type(error).__name__})")
 
 
-def _host(error: Exception) -> str:
+def _causes(error: Exception) -> Iterator[BaseException]:
+    """``error``, and what led to it."""
+    cause: BaseException | None = error
+    seen: set[int] = set()  # what is raised while its own wrapper is handled leads back to it
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _url(error: Exception) -> str:
     with contextlib.suppress(RuntimeError):  # it belongs to no request
         request = getattr(error, "request", None)
-        return f" to {request.url.host}" if request else ""
+        return str(request.url) if request else ""
     return ""
 
 

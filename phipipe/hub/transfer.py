@@ -57,6 +57,7 @@ def fetch(
                 f"cannot download `{file.name}`",
                 lambda: part.position,
                 stopped,
+                address.patience,
             )
             if part.hash.hexdigest() == file.digest:
                 return

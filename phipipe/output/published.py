@@ -34,7 +34,8 @@ class Pushed:
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
     """A package that was fetched. ``state``: "pulled" or "same" (it was there); ``attached``: what
-    lies beside its manifest, such as a signature."""
+    lies beside its manifest, such as a signature; ``renewed``: what of that was fetched for a
+    package that was there; ``size_bytes``: of all that was fetched."""
 
     address: str
     package: str
@@ -43,3 +44,4 @@ class Pulled:
     state: str
     size_bytes: int
     attached: list[str]
+    renewed: list[str]

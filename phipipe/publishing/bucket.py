@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from phipipe.errors import SourceError, ToolchainError
 from phipipe.evaluate import papers
-from phipipe.hub.failures import GO_ON, Fault, OtherBytes, patiently
+from phipipe.hub.failures import Fault, OtherBytes, patiently
 from phipipe.hub.published import Part, Published
 from phipipe.package.manifest import MAX_BYTES
+from phipipe.publishing.bucket_failures import ATTEMPTS, meaning_of, unusable
 from phipipe.publishing.place import OnBytes, Seen
 from phipipe.publishing.sealed import Item, Sealed, described, entries_of
 from phipipe.recipe.addresses import BucketAddress
-from phipipe.store import shared
 
 if TYPE_CHECKING:
     from phipipe.store.bucket import About, Bucket
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ASIDE = ".phipipe"
 HASH, PACKAGE = "phipipe-sha256", "phipipe-package"  # attributes of the objects that we write
-ATTEMPTS = 3  # each of which obstore makes several times
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class BucketPlace:
             SourceError: the environment names no bucket that can be used.
         """
         self.address = address
-        self._bucket = _opened(str(address))
+        self._bucket = _opened(address)
         self._seen = Seen()
         self._places: dict[str, _Found] = {}
 
@@ -255,16 +254,7 @@ class BucketPlace:
             except self._bucket.FAILURES as error:
                 if not remote_failure(error):
                     raise  # of this machine's disk
-                words = shared.describe(error)
-                if "NoSuchBucket" in str(error):
-                    words = "no such bucket"
-                elif type(error).__name__ == "GenericError":
-                    raise Fault(words, attempts=ATTEMPTS) from None
-                raise SourceError(
-                    f"`{self.address}`: {words}",
-                    hint="check the address, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION "
-                    "and what the key may do",
-                ) from None
+                raise meaning_of(error, self.address) from None
 
         return patiently(once, f"cannot use `{self.address}`", position)
 
@@ -280,7 +270,7 @@ def _short(bucket: Bucket, name: str) -> bytes | None:
     return None if about is None else bucket.range(name, 0, min(about.size, MAX_BYTES + 1))
 
 
-def _opened(url: str) -> Bucket:
+def _opened(address: BucketAddress) -> Bucket:
     try:
         from phipipe.store.bucket import Bucket
     except ImportError:
@@ -289,9 +279,6 @@ def _opened(url: str) -> Bucket:
             hint="pip install 'phipipe[remote]'",
         ) from None
     try:
-        return Bucket(url, hashed=True)
+        return Bucket(str(address), hashed=True)
     except Exception as error:  # noqa: BLE001 (obstore raises many kinds)
-        raise SourceError(
-            f"`{url}` cannot be used: {shared.describe(error)}",
-            hint=f"check AWS_ENDPOINT_URL and AWS_REGION; then {GO_ON}",
-        ) from None
+        raise unusable(error, address) from None

@@ -17,7 +17,7 @@ from phipipe.package.manifest import MAX_BYTES
 from phipipe.publishing import eval_results
 from phipipe.publishing.place import OnBytes, Seen
 from phipipe.publishing.sealed import Item, Sealed, described, entries_of
-from phipipe.recipe.addresses import HubAddress
+from phipipe.recipe.addresses import MAIN, HubAddress
 
 HUBS_OWN = (".gitattributes",)  # what a repository is made with
 
@@ -45,9 +45,11 @@ class HubPlace:
             self._is_made = True
         except NoRevision:
             self._is_made = True
+            self._check_visibility(self._of_main())
             return Seen()
         except NotThere:
             return Seen(private=self._private)
+        self._check_visibility(self._shown)
         files = self._shown.files
         raw = self._content(papers.MANIFEST) if papers.MANIFEST in files else None
         found = described(raw) if raw is not None else None
@@ -58,6 +60,24 @@ class HubPlace:
         listed = {*paths, papers.MANIFEST, *papers.ATTACHED, eval_results.PATH}
         self._old = frozenset(listed & set(files))
         return Seen(raw, str(found["digest"]), private=self._shown.private)
+
+    def _of_main(self) -> Shown | None:
+        """The repository on its main branch, if it has that."""
+        try:
+            return writing.shown(Repository("model", self._repo.name, MAIN))
+        except NoRevision:
+            return None
+
+    def _check_visibility(self, there: Shown | None) -> None:
+        """Refuse a repository that other people may see than the user asked for: also where
+        nothing is to be sent, for "it is there" would say that all is as asked."""
+        if there is None or self._private in (None, there.private):
+            return
+        how, asked = ("private", "--public") if there.private else ("public", "--private")
+        raise SourceError(
+            f"`{self._repo.name}` is {how}, and {asked} was asked for",
+            hint=f"leave {asked} out, or change it in the repository's settings on the hub",
+        )
 
     def _content(self, name: str) -> bytes | None:
         """A short file's content at the commit that is shown; None where it is long."""
@@ -97,12 +117,6 @@ class HubPlace:
         if len(self._repo.revision) == 40 and self._repo.revision.isalnum():
             raise SourceError(
                 f"`{self.address}` names a commit, which never changes", hint="name a branch"
-            )
-        if self._shown and self._private not in (None, self._shown.private):
-            how, asked = ("private", "--public") if self._shown.private else ("public", "--private")
-            raise SourceError(
-                f"`{self._repo.name}` is {how}, and {asked} was asked for",
-                hint=f"leave {asked} out, or change it in the repository's settings on the hub",
             )
         if not self._is_made and self._private is None:
             raise SourceError(
@@ -146,6 +160,7 @@ class HubPlace:
             raise SourceError(
                 f"the hub made `{self._repo.name}` and does not show it", hint="push again"
             ) from None
+        self._check_visibility(self._shown)  # somebody else may have made it just now
 
     def _shows(self, package: Sealed) -> bool:
         self._shown = writing.shown(self._repo)

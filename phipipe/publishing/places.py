@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from phipipe.publishing.bucket import BucketPlace
 from phipipe.publishing.hub import HubPlace
 from phipipe.publishing.place import Place
@@ -9,8 +11,13 @@ from phipipe.publishing.registry import RegistryPlace
 from phipipe.recipe.addresses import Address, BucketAddress, HubAddress
 
 
-def of(address: Address, private: bool | None = None) -> Place:
-    """What speaks to ``address``; nothing is asked of it yet. ``private``: see ``HubPlace``.
+def of(
+    address: Address,
+    private: bool | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Place:
+    """What speaks to ``address``; nothing is asked of it yet. ``private``: see ``HubPlace``;
+    ``note`` hears of waits.
 
     Raises:
         ToolchainError: what it needs is not installed.
@@ -20,4 +27,4 @@ def of(address: Address, private: bool | None = None) -> Place:
         return HubPlace(address, private)
     if isinstance(address, BucketAddress):
         return BucketPlace(address)
-    return RegistryPlace(address)
+    return RegistryPlace(address, note)

@@ -20,7 +20,9 @@ from phipipe.files import json_files
 from phipipe.hub.failures import OtherBytes
 from phipipe.hub.published import Published
 from phipipe.package import package as packages
+from phipipe.package import provenance
 from phipipe.package.closed_world import MAX_ATTACHED_BYTES
+from phipipe.package.manifest import Finding
 from phipipe.package.manifest_schema import Manifest
 from phipipe.publishing import places
 from phipipe.publishing.place import Place, Seen
@@ -35,7 +37,8 @@ LOCK_S = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """What became of a pull. ``attached``: names of what lies beside the manifest."""
+    """What became of a pull. ``attached``: names of what lies beside the manifest; ``renewed``:
+    those that were fetched for a package that was there (``state`` "same")."""
 
     address: str
     name: str
@@ -44,15 +47,18 @@ class Pulled:
     state: Literal["pulled", "same"]
     fetched_bytes: int
     attached: tuple[str, ...]
+    renewed: tuple[str, ...] = ()
 
 
 def pull(
     address: str,
     out: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Pulled:
     """Fetch the package at ``address`` into the folder ``out``; without one into
-    ``packages/NAME``.
+    ``packages/NAME``. Where it is there already, what is attached to it is brought up to date.
+    ``note`` hears of waits.
 
     Raises:
         RecipeError: ``address`` is none.
@@ -61,7 +67,7 @@ def pull(
         StoreError: it cannot be written.
         ToolchainError: what speaks to such places is not installed.
     """
-    with contextlib.closing(places.of(addresses.parse(address))) as place:
+    with contextlib.closing(places.of(addresses.parse(address), note=note)) as place:
         seen = place.look()
         if seen.manifest is None:
             more = ", only other files" if seen.foreign else ""
@@ -73,13 +79,21 @@ def pull(
         target = out or PACKAGES / manifest.name
         with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
             if _is_there(target, manifest, str(place.address)):
-                return _pulled(place, manifest, target, 0, "same")
+                renewed = _renew(place, seen, manifest, target, on_progress)
+                size = sum(file.size for file in renewed)
+                names = tuple(file.name for file in renewed)
+                return _pulled(place, manifest, target, size, "same", names)
             size = _arrive(place, seen, manifest, target, on_progress)
         return _pulled(place, manifest, target, size, "pulled")
 
 
 def _pulled(
-    place: Place, manifest: Manifest, target: Path, size: int, state: Literal["pulled", "same"]
+    place: Place,
+    manifest: Manifest,
+    target: Path,
+    size: int,
+    state: Literal["pulled", "same"],
+    renewed: tuple[str, ...] = (),
 ) -> Pulled:
     return Pulled(
         address=str(place.address),
@@ -89,6 +103,7 @@ def _pulled(
         state=state,
         fetched_bytes=size,
         attached=tuple(name for name in papers.ATTACHED if (target / name).is_file()),
+        renewed=renewed,
     )
 
 
@@ -160,6 +175,42 @@ def _arrive(
     return total
 
 
+def _renew(
+    place: Place, seen: Seen, manifest: Manifest, target: Path, on_progress: OnProgress
+) -> list[Published]:
+    """Bring what is attached at the address and is another in ``target``, or missing there; what
+    came. The digest says nothing of it: a signature may be made after the package, or anew."""
+    told = place.described()
+    _check_attached(told, str(place.address))
+    attached = [told[name] for name in papers.ATTACHED if name in told]
+    wanted = [file for file in attached if not file.matches(target / file.name)]
+    if not wanted:
+        return []
+    total = sum(file.size for file in wanted)
+    with _unfinished(target, manifest.digest) as aside:
+        folder = aside / "attached"
+        files.remove(folder)  # of an attempt that broke; they are short
+        folder.mkdir()
+        try:
+            place.fetch(wanted, folder, lambda there: on_progress(there, total))
+            (folder / papers.MANIFEST).write_bytes(seen.manifest or b"")
+            _refuse([*provenance.findings(folder, manifest)], str(place.address))
+        except (OtherBytes, _Refused):
+            files.remove(aside)
+            raise
+        files.flush_tree(folder, [file.name for file in wanted])
+        # some places give no hash by which one knows beforehand
+        changed = [file for file in wanted if not _is_same(folder / file.name, target / file.name)]
+        for file in changed:
+            (folder / file.name).replace(target / file.name)
+        files.flush_tree(target, [file.name for file in changed])
+    return changed
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
 class _Refused(SourceError):
     """What came is no package as phipipe makes it."""
 
@@ -182,6 +233,10 @@ def _compare(wanted: Sequence[Published], told: Mapping[str, Published], address
                 f"`{address}` contradicts its manifest: `{file.name}` has another size or hash",
                 hint="whoever published it can push it again",
             )
+    _check_attached(told, address)
+
+
+def _check_attached(told: Mapping[str, Published], address: str) -> None:
     for name in papers.ATTACHED:
         if name in told and told[name].size > MAX_ATTACHED_BYTES:
             raise SourceError(f"`{name}` at `{address}` is larger than any such file")
@@ -200,7 +255,11 @@ def _check_room(folder: Path, wanted: Sequence[Published]) -> None:
 
 def _verify(folder: Path, address: str) -> None:
     """The one check that counts: all files by the manifest, nothing more, nothing that runs."""
-    if findings := packages.verify(folder):
+    _refuse(packages.verify(folder), address)
+
+
+def _refuse(findings: Sequence[Finding], address: str) -> None:
+    if findings:
         first = json_files.shown(str(findings[0]))
         raise _Refused(
             f"`{address}` is not as phipipe packages it: {first} "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from phipipe.errors import SourceError
+from phipipe.errors import RecipeError, SourceError
 from phipipe.files import json_files
 from phipipe.publishing import places, sealed
 from phipipe.publishing.place import Place, Seen
@@ -64,22 +64,39 @@ def push(
         dry_run: ask and compare, and change nothing.
         private: how a repository is made on the hub, where there is none yet.
         replaces: digests of packages that this one may replace.
-        note: hears what the user's trust file only warns of.
+        note: hears what the user's trust file only warns of, and of waits.
 
     Raises:
-        RecipeError: ``address`` is none.
+        RecipeError: ``address`` is none; or ``private`` is given and it is none of the hub.
         SourceError: the package was changed; another one is there; the place refuses.
         ToolchainError: what speaks to such places is not installed.
     """
     target = addresses.parse(address)
+    _check_private(target, private)
     package = sealed.read(folder, note)
-    with contextlib.closing(places.of(target, private)) as place:
+    with contextlib.closing(places.of(target, private, note)) as place:
         seen = place.look()
         if not force and seen.digest not in replaces:
             _refuse_others(str(target), package, seen)
         missing = place.missing(package)
         state = _sent(place, package, seen, missing, dry_run, on_progress)
     return _pushed(str(target), package, seen, missing, state)
+
+
+def _check_private(target: addresses.Address, private: bool | None) -> None:
+    """Refuse a word on who may see it where that is not ours to say.
+
+    Raises:
+        RecipeError: so it is.
+    """
+    if private is None or isinstance(target, addresses.HubAddress):
+        return
+    whose = "bucket" if isinstance(target, addresses.BucketAddress) else "registry"
+    raise RecipeError(
+        f"`{target}`: visibility is the {whose}'s own, and no push changes it",
+        hint=f"leave out {'--private' if private else '--public'}, and look at the {whose}'s own "
+        "settings",
+    )
 
 
 def _pushed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from phipipe.errors import SourceError
@@ -23,9 +23,12 @@ from phipipe.recipe.addresses import RegistryAddress
 class RegistryPlace:
     """The tag at ``address``."""
 
-    def __init__(self, address: RegistryAddress) -> None:
+    def __init__(
+        self, address: RegistryAddress, note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Nothing is asked yet; ``note`` hears of waits."""
         self.address = address
-        self._store = RegistryStore(address)
+        self._store = RegistryStore(address, note)
         self._referrers = Referrers(self._store)
         self._seen = Seen()
         self._tagged: bytes | None = None  # the manifest that the tag leads to

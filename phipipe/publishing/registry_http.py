@@ -11,18 +11,20 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urljoin
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files
 from phipipe.hub import exchange, failures
+from phipipe.hub.client import ASKS
 from phipipe.hub.exchange import Address, is_private, origin
-from phipipe.hub.failures import fault_of, patiently, status_error
+from phipipe.hub.failures import Patience, fault_of, patiently, status_error
 from phipipe.package.manifest import MAX_BYTES
 from phipipe.publishing import credentials
 from phipipe.recipe.addresses import RegistryAddress
 
+T = TypeVar("T")
 HOSTS = {credentials.DOCKER_HUB: "registry-1.docker.io"}  # names of registries that are no hosts
 LOGIN = (
     "`docker login HOST`, or set OCI_REGISTRY, OCI_USERNAME and OCI_PASSWORD to an account that may"
@@ -58,11 +60,13 @@ class Expired(SourceError):
 class Registry:
     """The repository of ``address`` in its registry. Use it in one thread alone."""
 
-    def __init__(self, address: RegistryAddress) -> None:
-        self.address = address
+    def __init__(self, address: RegistryAddress, note: Callable[[str], None]) -> None:
+        """``note`` hears of waits."""
+        self.address, self._patience = address, Patience(note)
         scheme = "http" if address.is_local else "https"
         self.base = f"{scheme}://{HOSTS.get(address.host, address.host)}"
         self._shown: tuple[str, str] | None = None  # scheme and what follows it
+        self._answering: set[tuple[str, str | None, int | None]] = set()  # origins that did
         http, pace = exchange.http(), failures.PACE
         limits = http.Timeout(pace.stall_s, connect=min(pace.stall_s, 15.0))
         self.pool: Any = http.Client(follow_redirects=False, timeout=limits)
@@ -78,7 +82,7 @@ class Registry:
     def file(self, digest: str) -> Address:
         """Where a blob is had, by who was let in last."""
         scheme, token = self._shown or ("Bearer", None)
-        return Address(self.url(f"blobs/{digest}"), self._refuse, token, scheme)
+        return Address(self.url(f"blobs/{digest}"), self._refuse, token, scheme, self._patience)
 
     def ask(
         self,
@@ -98,7 +102,11 @@ class Registry:
         """
         body, size = (None, 0) if content is None else ((lambda: [content]), len(content))
         asked = Request(method, self.url(path), headers or {}, body, size)
-        return patiently(lambda: self.once(asked, expected), what)
+        return self.patiently(lambda: self.once(asked, expected), what)
+
+    def patiently(self, work: Callable[[], T], what: str) -> T:
+        """As ``failures.patiently``, for minutes at most, whatever the registry asks for."""
+        return patiently(work, what, patience=self._patience)
 
     def once(self, request: Request, expected: tuple[int, ...]) -> Answer:
         """As ``ask``, tried once.
@@ -138,9 +146,13 @@ class Registry:
                 request.method, request.url, headers=own, content=body
             ) as response:
                 status, told = int(response.status_code), response.headers
+                self._answering.add(origin(request.url))
                 return Answer(status, told, _beginning(response.iter_raw()))
         except http.TransportError as error:
-            raise fault_of(error) from None
+            fault = fault_of(error)
+            if origin(request.url) not in self._answering:
+                fault.attempts = ASKS  # a mistyped address, rather than a pause
+            raise fault from None
 
     def _introduced(self, challenge: str) -> tuple[str, str] | None:
         """What is to be shown, by what the registry asks for; None where we have nothing.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from phipipe.errors import SourceError
 from phipipe.hub import exchange
-from phipipe.hub.failures import OtherBytes, patiently, status_error
+from phipipe.hub.failures import OtherBytes, status_error
 from phipipe.hub.published import CHUNK, Published
 from phipipe.package.manifest import MAX_BYTES
 from phipipe.publishing import modelpack
@@ -25,9 +25,12 @@ class RegistryStore:
     """The repository of ``address``. Every method raises a SourceError where the registry refuses,
     does not answer, or gives other bytes than it says."""
 
-    def __init__(self, address: RegistryAddress) -> None:
+    def __init__(
+        self, address: RegistryAddress, note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """``note`` hears of waits."""
         self.address = address
-        self.http = Registry(address)
+        self.http = Registry(address, note)
 
     def manifest(self, reference: str) -> bytes | None:
         """The manifest that ``reference``, a tag or a digest, leads to; None if there is none.
@@ -56,7 +59,7 @@ class RegistryStore:
         """A short blob's content; None where it is longer than any manifest."""
         if file.size > MAX_BYTES:
             return None
-        body = patiently(lambda: self._content(file), f"cannot read `{self.address}`")
+        body = self.http.patiently(lambda: self._content(file), f"cannot read `{self.address}`")
         if hashlib.sha256(body).hexdigest() != file.digest:
             raise OtherBytes(f"`{file.name}` at `{self.address}` is not what was published")
         return body
@@ -94,7 +97,7 @@ class RegistryStore:
         """Bring content, unless the registry has it: nobody sees it by that."""
         if not self.is_kept(digest[7:]):
             in_vain = f"cannot send `{what}` to `{self.address.host}`"
-            patiently(lambda: self._sent(digest, size, content, what), in_vain)
+            self.http.patiently(lambda: self._sent(digest, size, content, what), in_vain)
 
     def _sent(self, digest: str, size: int, content: Content, what: str) -> None:
         """Send content once, at a place that the registry makes for it.

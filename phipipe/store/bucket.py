@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,6 +135,36 @@ def remote_failure(error: Exception) -> bool:
     """Whether the other side raised ``error``, or the way to it, rather than this machine's own
     files."""
     return isinstance(error, BaseError) or getattr(error, "errno", None) is None
+
+
+def lacks_credentials(error: Exception) -> bool:
+    """Whether obstore found nobody to sign S3 requests as: half a key, or none. Without one it asks
+    the machine's own metadata service for a role, and fails with that address."""
+    text = str(error)
+    asked = ("/latest/api/token", "/latest/meta-data/iam", "MissingSecretAccessKey")
+    return any(part in text for part in (*asked, "MissingAccessKeyId"))
+
+
+def missing_credentials() -> str:
+    """Which variables are not set, for users."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    absent = [name for name in names if not os.environ.get(name)] or [*names]
+    verb = "is" if len(absent) == 1 else "are"
+    role = ", and this machine has no role" if len(absent) > 1 else ""
+    return f"no credentials: {' and '.join(absent)} {verb} not set{role}"
+
+
+def nobody_there(error: Exception) -> str:
+    """The URL that nothing answered at, as obstore's ``error`` has it; empty where it is another
+    failure."""
+    found = re.search(r"Error performing [A-Z]+ (https?://[^/\s]+)", str(error))
+    is_so = any(cause in str(error) for cause in ("tcp connect error", "dns error"))
+    return found[1] if found and is_so else ""
+
+
+def is_known(error: Exception) -> bool:
+    """Whether the name of the host that could not be reached leads anywhere."""
+    return "dns error" not in str(error)
 
 
 def _open(url: str, hashed: bool) -> Any:

@@ -25,6 +25,7 @@ from phipipe.store.blobs import Blobs, Unfit
 from phipipe.store.records import Stored
 from phipipe.store.store import Store
 from phipipe.store.turns import Turns
+from phipipe.words import unanswered
 
 if TYPE_CHECKING:
     from phipipe.store.bucket import Bucket
@@ -236,6 +237,8 @@ def describe(error: Exception) -> str:
     }
     if kind in words:
         return words[kind]
+    if plain := _plainly(error):
+        return plain
     text = re.sub(r"\s+", " ", str(error).partition("Debug source")[0]).strip()
     for name, value in os.environ.items():
         if value and SECRET.search(name):
@@ -245,3 +248,13 @@ def describe(error: Exception) -> str:
         text,
     )
     return causes[-1].strip() if causes else (text[:200] or kind)
+
+
+def _plainly(error: Exception) -> str:
+    """What of obstore's failures users can set right; empty where it is another one."""
+    from phipipe.store import bucket  # it is not there without obstore
+
+    if bucket.lacks_credentials(error):
+        return bucket.missing_credentials()
+    url = bucket.nobody_there(error)
+    return unanswered(url, is_known=bucket.is_known(error)) if url else ""

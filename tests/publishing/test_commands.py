@@ -45,6 +45,42 @@ def test_a_push_and_a_pull_say_what_they_did(run: Run, address: str, package: Pa
     assert run("verify", "packages/quickstart")[0] == 0
 
 
+def test_a_signature_that_came_later_is_fetched_alone(
+    run: Run, address: str, package: Path, tmp_path: Path
+) -> None:
+    run("push", str(package), address)
+    assert run("pull", address)[0] == 0
+    (package / "model.sig").write_text("signed")
+    assert run("push", str(package), address)[0] == 0
+    code, out, _ = run("pull", address)
+    assert (code, "is this package already; fetched model.sig\n" in out) == (0, True), out
+    assert (tmp_path / "packages/quickstart/model.sig").read_text() == "signed"
+    code, out, _ = run("pull", address, "--json")
+    assert (json.loads(out)["renewed"], json.loads(out)["size_bytes"]) == ([], 0)
+    (tmp_path / "packages/quickstart/model.sig").unlink()
+    code, out, _ = run("pull", address, "--json")
+    assert (json.loads(out)["renewed"], json.loads(out)["size_bytes"]) == (["model.sig"], 6)
+
+
+@pytest.mark.parametrize(
+    ("where", "whose"),
+    [("oci://127.0.0.1:1/phi:1", "registry"), ("s3://nobody/phi", "bucket")],
+)
+@pytest.mark.parametrize("option", ["--private", "--public"])
+def test_who_may_see_it_is_said_of_the_hub_alone(
+    run: Run, address: str, package: Path, where: str, whose: str, option: str
+) -> None:
+    code, out, err = run("push", str(package), where, option)
+    assert (code, out) == (2, "")
+    assert f"visibility is the {whose}'s own" in err
+    assert f"leave out {option}" in err
+
+
+def test_private_and_public_exclude_each_other(run: Run, address: str, package: Path) -> None:
+    code, _, err = run("push", str(package), "hf://me/phi", "--private", "--public")
+    assert (code, "exclude each other" in err) == (2, True)
+
+
 def test_programs_get_it_as_data(run: Run, address: str, package: Path) -> None:
     digest = packages.read_manifest(package).digest
     code, out, _ = run("push", str(package), address, "--json")

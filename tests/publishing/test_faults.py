@@ -219,7 +219,7 @@ def test_a_push_that_breaks_shows_the_old_package_or_the_new_one(
     fault: Fault,
 ) -> None:
     place = there(kind)
-    phipipe.push(old, place.address, private=False)
+    phipipe.push(old, place.address, private=False if kind == "hf" else None)
     strike = fault.strike(*fault.aim[kind])
     place.proxy.strikes = [strike]
     succeeded = ends(lambda: phipipe.push(new, place.address, force=True))
@@ -238,7 +238,7 @@ def test_a_pull_that_breaks_gives_the_whole_package_or_none(
     there: Callable[[str], There], tmp_path: Path, new: Path, kind: str, fault: Fault
 ) -> None:
     place = there(kind)
-    phipipe.push(new, place.address, private=False)
+    phipipe.push(new, place.address, private=False if kind == "hf" else None)
     strike = fault.strike(*fault.aim[kind])
     place.proxy.strikes = [strike]
     succeeded = ends(lambda: phipipe.pull(place.address, tmp_path / "a" / "p"))
@@ -260,7 +260,7 @@ def test_a_push_that_is_killed_is_continued(
     there: Callable[[str], There], tmp_path: Path, old: Path, new: Path, kind: str, aim: Aim
 ) -> None:
     place = there(kind)
-    phipipe.push(old, place.address, private=False)
+    phipipe.push(old, place.address, private=False if kind == "hf" else None)
     method, path = aim[kind]
     process: list[subprocess.Popen[bytes]] = []
 
@@ -289,7 +289,7 @@ def test_a_pull_onto_a_full_disk_is_told_and_continued(
     import resource
 
     place = there(kind)
-    phipipe.push(new, place.address, private=False)
+    phipipe.push(new, place.address, private=False if kind == "hf" else None)
     words = ["pull", place.address, "--out", str(tmp_path / "a" / "p")]
     full = subprocess.run(
         [sys.executable, "-m", "phipipe", *words],

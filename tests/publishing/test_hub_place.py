@@ -82,6 +82,16 @@ def test_a_repository_is_not_another_than_was_asked_for(hub: WritableHub, packag
         phipipe.push(package, ADDRESS, private=True)
     assert hub.shown(REPO) == {}
     assert phipipe.push(package, ADDRESS, private=False).state == "pushed"
+    # nothing is to be sent now: that it is public has to be told all the same
+    with pytest.raises(SourceError, match="is public, and --private was asked for"):
+        phipipe.push(package, ADDRESS, private=True)
+    with pytest.raises(SourceError, match="is public, and --private was asked for"):
+        phipipe.push(package, f"{ADDRESS}@not-there-yet", private=True)
+    assert set(hub.repos[REPO].heads) == {"main"}
+    hub.repos[REPO].private = True
+    with pytest.raises(SourceError, match="is private, and --public was asked for"):
+        phipipe.push(package, ADDRESS, private=False)
+    assert phipipe.push(package, ADDRESS, private=True).state == "same"
 
 
 def test_another_package_is_replaced_by_force_alone(

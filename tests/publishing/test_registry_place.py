@@ -274,4 +274,4 @@ def test_a_helper_keeps_the_password(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_only_this_machine_is_asked_without_tls(host: str) -> None:
     parsed = addresses.parse(f"oci://{host}/phi:1")
     assert isinstance(parsed, addresses.RegistryAddress)
-    assert registry_http.Registry(parsed).base == f"https://{host}"
+    assert registry_http.Registry(parsed, print).base == f"https://{host}"
