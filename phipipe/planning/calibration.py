@@ -21,7 +21,7 @@ def calibration_steps(build: Build, context: int) -> list[Step]:
     """
     recipe = build.recipe
     check.check_window(build, "calibrate", context)
-    text = recipe.calibrate.text or _usual_text(recipe)
+    text = recipe.calibrate.text or usual_text(recipe)
     if text is None:
         message = (
             "what this recipe asks for learns from a calibration text, and the recipe names none"
@@ -66,7 +66,7 @@ def held_out_step(recipe: Recipe) -> Step:
     return tokens_step(distilled.HELD_OUT, tokens, calibrate.window, calibrate.tokens)
 
 
-def _usual_text(recipe: Recipe) -> Text | None:
+def usual_text(recipe: Recipe) -> Text | None:
     """What quantization learns from where the recipe does not say: never what the recipe is
     evaluated on by default."""
     origin = recipe.source.origin

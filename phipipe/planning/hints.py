@@ -7,7 +7,7 @@ from math import ceil
 
 from phipipe import words
 from phipipe.errors import PhipipeError
-from phipipe.planning import calibration, preparation
+from phipipe.planning import calibration, check, preparation
 from phipipe.planning.plan import Plan
 from phipipe.recipe.learned import Weights
 
@@ -27,11 +27,14 @@ def of(plan: Plan) -> str | None:
         return None
     if any("calibration" in step.needs.values() for step in plan.steps):
         return None
+    text = recipe.calibrate.text or calibration.usual_text(recipe)
+    if text is None or (text == recipe.evaluate.text and not text.builtin):
+        return None  # no hub is asked for a hint: of built-in texts there are two
     learning = recipe.model_copy(update={"weights": Weights(learn="gptq")})
     try:
         asked = replace(build, recipe=learning)
         preparation.outlined(asked, plan.whole)
-        calibration.calibration_steps(asked, plan.checkpoint.context_length)
+        check.check_window(asked, "calibrate", plan.checkpoint.context_length)
     except PhipipeError:
         return None  # the unit, the backend or an option leaves no room for it
     seconds = SECONDS_PER_PRODUCT * plan.checkpoint.parameters * recipe.calibrate.tokens
