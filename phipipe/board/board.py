@@ -10,9 +10,10 @@ prompt of another length, than most are marked.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 
 from phipipe.board import picks, remedies
@@ -30,7 +31,7 @@ def ranked(entries: Iterable[Entry]) -> list[Entry]:
     """The smallest first, of equals the closest; failed ones last. Names are made distinct."""
     ordered = sorted(
         entries,
-        key=lambda e: (*_weight(e), e.name, e.device, e.api, e.backend, e.precision, e.scheme),
+        key=lambda e: (*_weight(e), e.name, e.device, e.api, e.backend, e.precision, _whole(e)),
     )
     taken: set[str] = set()
     distinct = []
@@ -46,6 +47,11 @@ def ranked(entries: Iterable[Entry]) -> list[Entry]:
 
 def _weight(entry: Entry) -> tuple[int, float, float]:
     return (1, 0.0, 0.0) if entry.error is not None else (0, entry.size, entry.kld)
+
+
+def _whole(entry: Entry) -> tuple[str, str]:
+    """Its scheme, then all that it says: builds that differ in anything have one order."""
+    return entry.scheme, json.dumps(asdict(entry), sort_keys=True, default=list)
 
 
 def answers(entries: Iterable[Entry]) -> tuple[Answer, ...]:

@@ -99,6 +99,11 @@ def drawn_entries(draw: st.DrawFn) -> list[Entry]:
     return made
 
 
+def test_builds_that_differ_in_anything_have_one_order() -> None:
+    one, other = entry("same", reference=True), entry("same", reference=False)
+    assert board.ranked([one, other]) == board.ranked([other, one])
+
+
 @settings(max_examples=40)
 @given(drawn_entries(), st.randoms(use_true_random=False))
 def test_any_board_has_its_answers_in_every_order_and_after_its_file(
