@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from phipipe.api.workplace import UserPath, package_path, path_of, texts, warned
+from phipipe.api.workplace import Note, UserPath, package_path, path_of, texts, warned
 from phipipe.errors import RecipeError, StoreError
 from phipipe.files.user_paths import Kind
 from phipipe.output.apps import App as App
@@ -14,8 +14,6 @@ from phipipe.package import export, layouts, ready
 from phipipe.package.export import Exported, Source
 from phipipe.package.layout import Facts, Layout, Use
 from phipipe.signing import opening
-
-Note = Callable[[str], None]
 
 
 def apps(package: UserPath | None = None) -> list[App]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from phipipe.api import workplace
-from phipipe.api.workplace import UserPath, path_of
+from phipipe.api.workplace import Note, UserPath, path_of
 from phipipe.errors import RecipeError
 from phipipe.files.user_paths import Kind
 from phipipe.publishing import pull as pulling
@@ -45,25 +43,34 @@ def push(
             place refuses, does not answer, or needs a word on who may see it.
         ToolchainError: what speaks to such places is not installed.
     """
-    options = {"force": force, "dry_run": dry_run, "private": private}
-    return pushed(package, address, workplace.warned, on_progress, **options)
+    return pushed(
+        package,
+        address,
+        workplace.warned,
+        on_progress,
+        force=force,
+        dry_run=dry_run,
+        private=private,
+    )
 
 
 def pushed(
     package: UserPath,
     address: str,
-    note: Callable[[str], None],
+    note: Note,
     on_progress: OnProgress | None = None,
-    **options: bool | None,
+    *,
+    force: bool,
+    dry_run: bool,
+    private: bool | None,
 ) -> Pushed:
-    """As ``push``, with its ``options``; ``note`` hears what the user's trust file only warns
-    of, and of waits."""
+    """As ``push``; ``note`` hears what the user's trust file only warns of, and of waits."""
     return pushing.push(
         workplace.package_path(package),
         _text(address),
-        force=bool(options["force"]),
-        dry_run=bool(options["dry_run"]),
-        private=options["private"],
+        force=force,
+        dry_run=dry_run,
+        private=private,
         on_progress=on_progress or _silent,
         note=note,
     )
@@ -96,7 +103,7 @@ def pull(
 
 def pulled(
     address: str,
-    note: Callable[[str], None],
+    note: Note,
     out: UserPath | None = None,
     on_progress: OnProgress | None = None,
 ) -> Pulled:
