@@ -175,3 +175,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _Unfit(f"key {key[:60]!a} stands there twice")
         table[key] = value
     return table
+
+
+def differences(old: object, new: object, where: str = "") -> Iterator[str]:
+    """Dotted paths of the values that differ; a list counts as one value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            inner = f"{where}.{key}" if where else key
+            if key not in old or key not in new:
+                yield inner
+            elif old[key] != new[key]:
+                yield from differences(old[key], new[key], inner)
+    else:
+        yield where

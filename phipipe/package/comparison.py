@@ -36,7 +36,8 @@ def differences(old: Side, new: Side) -> list[Finding]:
     found = [*_listed(*({path: f.sha256 for path, f in of.items()} for of in files))]
     first, second = (_json(side, papers.MANIFEST) for side in (old, new))
     if first != second:
-        places = [w for w in _places(first, second) if w.split(".")[0] not in _DERIVED]
+        found_places = json_files.differences(first, second)
+        places = [where for where in found_places if where.split(".")[0] not in _DERIVED]
         if places or not found:
             found.append(Finding(papers.MANIFEST, f"differs in {_some(places or ['files'])}"))
     if not found and not _same_statement(old, new):
@@ -69,19 +70,6 @@ def _same_statement(old: Side, new: Side) -> bool:
 
 def _json(side: Side, name: str) -> dict[str, Json]:
     return json_files.read_object(side.folder / name, manifests.MAX_BYTES)
-
-
-def _places(old: Json, new: Json, where: str = "") -> Iterator[str]:
-    """Dotted paths of the values that differ; a list counts as one value."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            inner = f"{where}.{key}" if where else key
-            if key not in old or key not in new:
-                yield inner
-            elif old[key] != new[key]:
-                yield from _places(old[key], new[key], inner)
-    else:
-        yield where
 
 
 def _some(places: list[str]) -> str:

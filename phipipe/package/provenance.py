@@ -34,6 +34,7 @@ from phipipe.steps import Json
 
 NAME = papers.PROVENANCE
 # What stands in `externalParameters` and `resolvedDependencies`: another number for another sense.
+OURS = "urn:phipipe:"
 BUILD_TYPE = "urn:phipipe:build:1"
 BUILDER = "urn:phipipe:builder:local:slsa-build-level-1"
 OWN_DIGEST = "phipipeManifest1"  # the manifest's `digest`, which covers all else in it
@@ -84,9 +85,9 @@ def findings(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     """What is wrong with the statement that lies beside the manifest of the package in ``folder``;
     nothing where none does, as older packages have none.
 
-    It must be well-formed and about this package. One of a build by phipipe must say what the
-    manifest says: the recipe, and every file and toolchain by its digest. Of other builders', what
-    they say of the build is theirs.
+    It must be well-formed and about this package. One of a build by phipipe must be, byte for byte,
+    what phipipe writes of that manifest: no file lists its digest. What another builder says of the
+    build is theirs.
     """
     path = folder / NAME
     if not path.is_file() or path.is_symlink():
@@ -97,6 +98,9 @@ def findings(folder: Path, manifest: Manifest) -> Iterator[Finding]:
             raise SourceError(f"`{shown(where)}` {reason}")
         said = Statement.model_validate(content)
         raw = (folder / MANIFEST).read_bytes()
+        phrases = list(_disagreements(said, manifest, raw))
+        if not phrases and _is_ours(said):
+            phrases += _changes(content, path.read_bytes(), statement(manifest, raw))
     except SourceError as error:
         yield Finding(NAME, error.message.removeprefix(f"`{path}` "))
     except ValidationError as error:
@@ -105,7 +109,23 @@ def findings(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     except OSError as error:
         yield Finding(NAME, f"cannot be read: {error.strerror}")
     else:
-        yield from (Finding(NAME, phrase) for phrase in _disagreements(said, manifest, raw))
+        yield from (Finding(NAME, phrase) for phrase in phrases)
+
+
+def _is_ours(said: Statement) -> bool:
+    """Whether the statement is on a build by phipipe, by its kind or by its builder: a change of
+    one of the two does not make it another's."""
+    predicate = said.predicate
+    names = predicate.buildDefinition.buildType, predicate.runDetails.builder.id
+    return any(name.startswith(OURS) for name in names)
+
+
+def _changes(content: Json, written: bytes, wanted: Json) -> Iterator[str]:
+    """A phrase where the statement is not the ``wanted`` one, by what it says or how."""
+    if place := next(json_files.differences(content, wanted), None):
+        yield f"does not say what phipipe says of this manifest: look at `{shown(place)}`"
+    elif written != dump(wanted).encode():
+        yield "is not written as phipipe writes it"
 
 
 def _disagreements(said: Statement, manifest: Manifest, raw: bytes) -> Iterator[str]:
@@ -116,9 +136,9 @@ def _disagreements(said: Statement, manifest: Manifest, raw: bytes) -> Iterator[
         return
     if any(one.digest.get(OWN_DIGEST, manifest.digest) != manifest.digest for one in said.subject):
         yield "names another digest of the package than its manifest does"
-    build = said.predicate.buildDefinition
-    if build.buildType != BUILD_TYPE:
+    if not _is_ours(said):
         return
+    build = said.predicate.buildDefinition
     if build.externalParameters.get("recipe") != manifest.recipe.as_json():
         yield "says another recipe than the manifest"
     wanted = {(str(one["name"]), one["digest"]["sha256"]) for one in _dependencies(manifest)}
@@ -132,10 +152,8 @@ def _disagreements(said: Statement, manifest: Manifest, raw: bytes) -> Iterator[
 
 
 def is_of_another_builder(said: Mapping[str, Json]) -> bool:
-    """Whether a statement is about a build of another kind than phipipe's."""
+    """Whether a statement is on a build by another tool than phipipe."""
     try:
-        return (
-            Statement.model_validate(dict(said)).predicate.buildDefinition.buildType != BUILD_TYPE
-        )
+        return not _is_ours(Statement.model_validate(dict(said)))
     except ValidationError:
         return False

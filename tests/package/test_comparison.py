@@ -62,13 +62,21 @@ def test_a_signature_and_a_missing_statement_do_not_count(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("other", "differs"), [("urn:phipipe:build:1", 1), ("https://ci.example/1", 0)]
+    ("kind", "builder", "differs"),
+    [
+        ("urn:phipipe:build:1", "https://ci.example/runner", 1),
+        ("https://ci.example/1", "urn:phipipe:builder:local:slsa-build-level-1", 1),
+        ("https://ci.example/1", "https://ci.example/runner", 0),
+    ],
 )
-def test_a_statement_counts_where_phipipe_made_it(tmp_path: Path, other: str, differs: int) -> None:
+def test_a_statement_counts_where_phipipe_made_it(
+    tmp_path: Path, kind: str, builder: str, differs: int
+) -> None:
     first = Kitchen(tmp_path / "one").cook()
     second = shutil.copytree(first, tmp_path / "other")
     said = json.loads((first / "provenance.json").read_text("utf-8"))
-    said["predicate"]["buildDefinition"] |= {"buildType": other, "internalParameters": {"a": 1}}
+    said["predicate"]["buildDefinition"] |= {"buildType": kind, "internalParameters": {"a": 1}}
+    said["predicate"]["runDetails"]["builder"]["id"] = builder
     (first / "provenance.json").write_text(json.dumps(said), "utf-8")
     assert len(comparison.differences(side(first), side(second))) == differs
 

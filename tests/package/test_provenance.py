@@ -110,6 +110,7 @@ def test_one_of_another_builder_is_theirs(cooked: Path, tmp_path: Path) -> None:
         build["externalParameters"] = {"workflow": {"ref": "refs/heads/main"}}
         build["internalParameters"] = {"github": {"event_name": "push"}}
         build["resolvedDependencies"] = [{"uri": "git+https://example.org/a", "digest": {}}]
+        said["predicate"]["runDetails"]["builder"] = {"id": "https://example.org/runner"}
         said["predicate"]["runDetails"]["metadata"] = {"invocationId": "https://example.org/1"}
 
     assert findings(cooked, tmp_path, hosted) == []
@@ -160,6 +161,21 @@ def _build(said: dict[str, Any]) -> Any:
             "names `more`",
         ),
         (lambda s: _build(s).update(internalParameters="\x1b[2J"), "holds characters"),
+        (lambda s: s["subject"][0].update(name="m`nifest.json"), "look at `subject`"),
+        (lambda s: s.update(more=1), "look at `more`"),
+        (
+            lambda s: _build(s)["externalParameters"].update(more=1),
+            "look at `predicate.buildDefinition.externalParameters.more`",
+        ),
+        (
+            lambda s: _build(s).update(buildType="urn:phipipf:build:1"),
+            "look at `predicate.buildDefinition.buildType`",
+        ),
+        (
+            lambda s: s["predicate"]["runDetails"]["builder"].update(id="https://example.org"),
+            "look at `predicate.runDetails.builder.id`",
+        ),
+        (lambda s: None, "is not written as phipipe writes it"),
     ],
 )
 def test_what_the_manifest_does_not_bear_out_is_found(
