@@ -57,7 +57,8 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
     ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32
     [windows, window], ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
-    With ``first``, so many tokens of the text are passed over.
+    With ``first``, so many tokens of the text are passed over; with ``answers`` false, the model is
+    asked for none.
 
     Raises:
         SourceError: the text has fewer tokens than one window.
@@ -78,7 +79,8 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
     mean, error = _mean_and_error(np.concatenate(nll))
-    parity_ids, chats, readings = sanity.expected(inputs["source"], model)
+    limit = sanity.CONTINUATION_TOKENS if params.get("answers", True) else 0
+    parity_ids, chats, readings = sanity.expected(inputs["source"], model, limit)
     report = Baseline(
         tokens=int(tokens.size),
         window=int(params["window"]),

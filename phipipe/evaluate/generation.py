@@ -21,7 +21,7 @@ from phipipe.evaluate.answers import Judged
 from phipipe.files.json_files import shown
 from phipipe.models import prompts, stop_tokens, tool_prompts
 from phipipe.models import tokenizer as transformers_tokenizer
-from phipipe.models.layerwise_memory import TOGETHER
+from phipipe.models.layerwise_memory import ANSWERED_TOGETHER
 from phipipe.models.prompts import Prompt
 from phipipe.sandbox.limited import Raised
 from phipipe.sandbox.tokenizer import LimitedTokenizer
@@ -56,7 +56,7 @@ def ask_original(inputs: Inputs, out: Path, params: Params) -> None:
         raise SourceError(f"no prompt can be asked: {notes.left_out[0].why}", hint=SHORTER)
     config = json.loads((inputs["source"] / "config.json").read_text("utf-8"))
     model = original.load(inputs["source"])
-    answered = list(_answered(model, [question["ids"] for question in asked], new_tokens))
+    answered = _answered(model, [question["ids"] for question in asked], new_tokens)
     report = Questions(
         new_tokens=new_tokens,
         ends=stop_tokens.known(inputs["source"], config),
@@ -121,15 +121,23 @@ def _left_out(line: int, why: str, params: Params) -> LeftOut:
 
 def _answered(
     model: original.Original, prompts: Sequence[Sequence[int]], limit: int
-) -> Iterator[list[int]]:
-    """The model's greedy answers: to as many prompts at once as their states fit into memory."""
-    start = 0
-    while start < len(prompts):
-        end, tokens = start, 0
-        while end < len(prompts) and (end == start or tokens + len(prompts[end]) <= TOGETHER // 4):
-            tokens, end = tokens + len(prompts[end]) + limit, end + 1
-        yield from model.generate(prompts[start:end], limit)
-        start = end
+) -> list[list[int]]:
+    """The model's greedy answers: to as many prompts of like length at once as their states fit
+    into memory."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    together: list[int] = []
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for i, following in zip(by_length, [*by_length[1:], None], strict=True):
+        together.append(i)
+        if (
+            following is None
+            or (len(together) + 1) * (len(prompts[following]) + limit) > ANSWERED_TOGETHER
+        ):
+            found = model.generate([prompts[k] for k in together], limit)
+            for k, ids in zip(together, found, strict=True):
+                answers[k] = ids
+            together = []
+    return answers
 
 
 def ask_build(inputs: Inputs, out: Path, params: Params) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Original(Protocol):
-    """``layerwise.Layerwise``, or what does the same with the whole model in memory."""
+    """A model with one layer in memory at a time, or with all of them."""
 
     def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Floats]: ...
 
@@ -38,13 +38,24 @@ class Whole:
         return [list(self._runtime.generate(prompt, limit)) for prompt in prompts]
 
 
+class Layered:
+    """A model of which one layer at a time is in memory."""
+
+    def __init__(self, source: Path) -> None:
+        from phipipe.models import greedy, layerwise  # torch, which no test of ours needs
+
+        self._model, self._answer = layerwise.Layerwise(source), greedy.answer
+
+    def logits(self, windows: Sequence[Sequence[int]]) -> Iterator[Floats]:
+        return self._model.logits(windows)
+
+    def generate(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+        return self._answer(self._model, prompts, limit)
+
+
 def load(source: Path) -> Original:
     """The checkpoint in ``source``; only one that comes quantized is loaded as a whole."""
     config = json.loads((source / "config.json").read_text("utf-8"))
     if "quantization_config" in config:
         return Whole(backends.load("torch").open(source))
-    from phipipe.models.layerwise import (
-        Layerwise,  # torch, which no parent and no test of ours needs
-    )
-
-    return Layerwise(source)
+    return Layered(source)

@@ -57,6 +57,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """
     import torch
 
+    from phipipe.models import greedy
     from phipipe.models.layerwise import Layerwise
 
     tokenizer = transformers_tokenizer.of_source(inputs["source"])
@@ -73,7 +74,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     del tower
     model = Layerwise(inputs["source"])
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
-    answers = model.generate(prompts, ANSWER_TOKENS)
+    answers = greedy.answer(model, prompts, ANSWER_TOKENS)
     descriptions = []
     for picture, logits, vectors, answer in zip(
         pictures, model.logits(prompts), seen, answers, strict=True

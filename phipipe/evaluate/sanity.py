@@ -27,14 +27,17 @@ def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
 """
 
 
-def expected(source: Path, model: Original) -> tuple[list[int], list[Chat], list[Reading]]:
+def expected(
+    source: Path, model: Original, limit: int
+) -> tuple[list[int], list[Chat], list[Reading]]:
     """What a runtime and its packaged tokenizer must reproduce: the ids of ``PARITY_TEXT``,
-    rendered chats with their greedy answers, and the ids of many short texts."""
+    rendered chats with their greedy answers of at most ``limit`` tokens (0: none is asked for), and
+    the ids of many short texts."""
     tokenizer = transformers_tokenizer.of_source(source)
     prompts = PROMPTS if tokenizer.facts["chat_template"] else ()
     rendered = [tokenizer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
     ids = [tokenizer.encode(text) for text in rendered]
-    answers = model.generate(ids, CONTINUATION_TOKENS)
+    answers = model.generate(ids, limit)
     chats = [
         Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
         for prompt, text, read, answer in zip(prompts, rendered, ids, answers, strict=True)
@@ -52,14 +55,15 @@ def expected(source: Path, model: Original) -> tuple[list[int], list[Chat], list
 def check(
     backend: AnyBackend, runtime: Runtime, artifact: Path, baseline: Baseline
 ) -> tuple[Sanity, list[Answer]]:
-    """How ``artifact``, opened as ``runtime``, reads texts and answers, beside the original."""
-    tokenizer, chats = backend.tokenizer(artifact), baseline.chats
+    """How ``artifact``, opened as ``runtime``, reads texts and answers, beside the original; it is
+    asked what the original was."""
+    tokenizer, chats = backend.tokenizer(artifact), [one for one in baseline.chats if one.answer]
     answers = [list(runtime.generate(chat.ids, CONTINUATION_TOKENS)) for chat in chats]
     same = [common_prefix(answer, chat.answer) for answer, chat in zip(answers, chats, strict=True)]
-    longest = [max(1, len(chat.answer)) for chat in chats]
+    longest = [len(chat.answer) for chat in chats]
     rendered = [
         tokenizer.render([{"role": "user", "content": chat.prompt}]) == chat.rendered
-        for chat in chats
+        for chat in baseline.chats
     ]
     misread = difference(tokenizer, baseline)
     sanity = Sanity(

@@ -23,7 +23,6 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.models import tensors, tokenizer_files, transformers_files
 from phipipe.models.layerwise_memory import TOGETHER
@@ -93,7 +92,7 @@ class Layerwise:
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)
         self._room: dict[Any, Any] = {}
-        self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
+        self.ends = frozenset(tokenizer_files.end_ids(self._model.generation_config.eos_token_id))
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
                 module.float()
@@ -134,36 +133,11 @@ class Layerwise:
         for start in range(0, len(windows), group):
             with torch.inference_mode():
                 passes = self.enter(windows[start : start + group])
-                self._advance(passes)
+                self.advance(passes)
             while passes:
                 with torch.inference_mode():
                     logits = self.predictions(passes.pop(0))
                 yield logits[0].numpy()
-
-    def generate(
-        self, prompts: Sequence[Sequence[int] | torch.Tensor], limit: int
-    ) -> list[list[int]]:
-        """To each prompt (ids, or vectors as of ``embed``) at most ``limit`` token ids, chosen
-        greedily; an end-of-text token is the last."""
-        pending: list[Sequence[int] | torch.Tensor] = list(prompts)
-        caches: list[Any] = [None] * len(prompts)
-        answers: list[list[int]] = [[] for _ in prompts]
-        going = list(range(len(prompts)))
-        for step in range(limit):
-            if not going:
-                break
-            with torch.inference_mode():
-                passes = [
-                    self._enter(self._seen(pending[i])[None], caches[i], cached=True) for i in going
-                ]
-                self._advance(passes)
-                for i, one in zip(going, passes, strict=True):
-                    caches[i] = one.cache
-                    answers[i].append(int(self.predictions(one)[0, -1].argmax()))
-                    pending[i] = answers[i][-1:]
-            going = [i for i in going if answers[i][-1] not in self._ends]
-            progress.report(step + 1, limit, "tokens")
-        return answers
 
     @property
     def layers(self) -> list[torch.nn.Module]:
@@ -172,14 +146,16 @@ class Layerwise:
 
     def enter(self, windows: Sequence[Sequence[int] | torch.Tensor]) -> list[Pass]:
         """What reaches the first layer of each window."""
-        return [self._enter(self._seen(window)[None]) for window in windows]
+        return [self.enter_cached(self.seen(window)[None], cached=False) for window in windows]
 
     def enter_together(self, windows: Sequence[Sequence[int]]) -> Pass:
         """What reaches the first layer of all windows, which have one length: ``hidden`` [windows,
         tokens, hidden size]."""
-        return self._enter(torch.stack([self.embed(window) for window in windows]))
+        hidden = torch.stack([self.embed(window) for window in windows])
+        return self.enter_cached(hidden, cached=False)
 
-    def _seen(self, text: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    def seen(self, text: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """The vectors of a text, float32 [tokens, hidden size]: ids, or already such."""
         return self.embed(text) if isinstance(text, Sequence) else text
 
     def weights(self, i: int, *, written: bool = False) -> dict[str, torch.Tensor]:
@@ -202,6 +178,11 @@ class Layerwise:
         output = functional_call(self._layers[i], dict(weights), (one.hidden, *args), settings)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
+
+    @property
+    def config(self) -> Any:
+        """The checkpoint's settings, as transformers has them."""
+        return self._model.config
 
     @property
     def tied(self) -> bool:
@@ -248,19 +229,39 @@ class Layerwise:
         hidden: torch.Tensor = done.last_hidden_state
         return hidden
 
-    def _enter(self, hidden: torch.Tensor, cache: Any = None, cached: bool = False) -> Pass:
-        """What reaches the layers: the model is run without them, and what it would have called
-        them with is kept."""
+    def enter_cached(
+        self, hidden: torch.Tensor, cache: Any = None, *, cached: bool = True, **settings: Any
+    ) -> Pass:
+        """What reaches the first layer of ``hidden`` [texts, tokens, hidden size] after what the
+        ``cache`` holds; the layers add to it. ``settings``: more that the model is given."""
+        # The model is run without its layers, and what it would have called them with is kept.
         with self._without_layers() as calls:
-            done = self._base(inputs_embeds=hidden, past_key_values=cache, use_cache=cached)
+            done = self._base(
+                inputs_embeds=hidden, past_key_values=cache, use_cache=cached, **settings
+            )
         return Pass(hidden, list(calls), done.past_key_values)
 
-    def _advance(self, passes: Sequence[Pass]) -> None:
+    def advance(self, passes: Sequence[Pass]) -> None:
         """Take all passes through all layers."""
         for i in range(len(self._layers)):
             weights = self.weights(i)
             for one in passes:
                 one.hidden = self.through(i, weights, one)
+
+    @property
+    def short(self) -> torch.dtype | None:
+        """The dtype of 16 bits in which all layers' weights are stored; None where there is
+        none."""
+        dtypes = {tensor.dtype for layer in self._layers for tensor in layer.parameters()}
+        return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else None
+
+    def advance_short(self, one: Pass) -> None:
+        """Take a pass of ``short`` states through all layers, as their weights are stored: about
+        right, and no weight is widened."""
+        for layer, (args, settings) in zip(self._layers, one.calls, strict=True):
+            output = layer(one.hidden, *args, **settings)
+            one.hidden = output[0] if isinstance(output, tuple) else output
+        one.hidden = one.hidden.float()
 
     def _widened(self, layer: torch.nn.Module, written: bool) -> dict[str, torch.Tensor]:
         """The layer's weights in fp32, in the memory that the layer before it had."""
@@ -283,7 +284,7 @@ class Layerwise:
         class Passes(torch.nn.Module):  # type: ignore[misc]
             def forward(self, hidden: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
                 calls.append((args, settings))
-                return hidden
+                return hidden.float()  # as what follows the layers has its weights
 
         layers, stand_in = self._base.layers, Passes()
         self._base.layers = torch.nn.ModuleList([stand_in] * len(self._layers))

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Phi3Config, PhiConfig, PhimoeConf
 
 from phipipe.errors import SourceError
 from phipipe.hub.take import BUILTIN_MODELS
-from phipipe.models import layerwise
+from phipipe.models import greedy, layerwise
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
 SHAPE: dict[str, Any] = {
@@ -103,11 +103,40 @@ def compared(folder: Path) -> dict[str, Any]:
         "count": len(logits),
         "dtype": str(logits[0].dtype),
         "spread": float(np.std(expected[0])),
-        "answers": model.generate(prompts, 40) == [answer(whole, prompt, 40) for prompt in prompts],
+        **answers(model, whole, prompts),
         "again": np.array_equal(logits[0], next(iter(model.logits(windows[:1])))),
         "layers_in_memory": room / layer,
-        "none": model.generate([], 40),
+        "none": greedy.answer(model, [], 40),
     }
+
+
+def answers(model: Any, whole: Any, prompts: list[list[int]]) -> dict[str, Any]:
+    """Whether all answers are the whole model's, with good drafts, with bad ones, with none; and
+    how many passes of the exact model the longest took."""
+    expected = [answer(whole, prompt, 40) for prompt in prompts]
+    advance, short, passes = model.advance, model.advance_short, list[int]()
+
+    def counted(given: Any) -> None:
+        passes.append(len(given))
+        advance(given)
+
+    def spoiled(given: Any) -> None:
+        short(given)
+        given.hidden = given.hidden * torch.randn_like(given.hidden)  # now right, now wrong
+
+    model.advance = counted
+    found = {"answers": greedy.answer(model, prompts, 40) == expected, "passes": len(passes)}
+    model.advance_short = spoiled
+    found["answers_of_bad_drafts"] = greedy.answer(model, prompts, 40) == expected
+    model.advance_short = short
+    found["answers_of_vectors"] = (
+        greedy.answer(model, [model.embed(prompt) for prompt in prompts], 40) == expected
+    )
+    limits = range(6)
+    found["limits"] = all(
+        greedy.answer(model, prompts, n) == [ids[:n] for ids in expected] for n in limits
+    )
+    return found | {"tokens": max(map(len, expected))}
 
 
 def refusals(root: Path) -> dict[str, str]:

@@ -38,6 +38,22 @@ def test_logits_are_the_whole_models_to_the_bit(facts: dict[str, Any], name: str
 @pytest.mark.parametrize("name", [*MAPPED, *WIDE])
 def test_answers_are_the_whole_models(facts: dict[str, Any], name: str) -> None:
     assert facts[name]["answers"]
+    assert facts[name]["answers_of_vectors"]
+    assert facts[name]["limits"]
+
+
+@pytest.mark.parametrize("name", [*MAPPED, *WIDE])
+def test_no_draft_changes_an_answer(facts: dict[str, Any], name: str) -> None:
+    assert facts[name]["answers_of_bad_drafts"]
+
+
+def test_drafts_save_passes_through_the_layers(facts: dict[str, Any]) -> None:
+    """Where caches can take tokens back, and the layers are stored in 16 bits."""
+    without = {"window", "longrope", *WIDE}
+    for name in (*MAPPED, *WIDE):
+        found = facts[name]
+        assert (found["passes"] == found["tokens"]) is (name in without), name
+    assert facts["bf16"]["passes"] <= facts["bf16"]["tokens"] / 4
 
 
 @pytest.mark.parametrize("name", [*MAPPED, *WIDE])
