@@ -219,6 +219,31 @@ class Dropping:
         return ""
 
 
+def test_an_artifact_is_asked_what_the_original_was(tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+
+    def generate(ids: list[int], limit: int) -> list[int]:
+        asked.append(ids)
+        return [97, 98]
+
+    chats = [
+        {"prompt": "a", "rendered": "", "ids": [1], "answer": [97, 99], "text": "ac"},
+        {"prompt": "b", "rendered": "", "ids": [2], "answer": [], "text": ""},
+    ]
+    parity = [ord(letter) for letter in sanity.PARITY_TEXT]
+    stored: dict[str, Any] = {"tokens": 1, "window": 1, "ppl": 1.0, "parity_ids": parity}
+    backend: Any = SimpleNamespace(tokenizer=lambda folder: Dropping("\0"))
+    runtime: Any = SimpleNamespace(generate=generate)
+    for asking, prompts, agreement in ((chats, [[1]], 0.5), (chats[1:], [], None)):
+        asked.clear()
+        baseline = Baseline.model_validate(stored | {"chats": asking})
+        found, answers = sanity.check(backend, runtime, tmp_path, baseline)
+        assert asked == prompts
+        assert found.greedy_agreement == agreement
+        assert [answer.text for answer in answers] == ["ab"] * len(prompts)
+        assert found.chat_template_equal
+
+
 @pytest.mark.parametrize(
     ("lost", "kind", "text"),
     [

@@ -71,6 +71,7 @@ def test_conversions_are_proved_on_the_first_layers_before_anything_else_starts(
     assert made["parity"].needs["artifact"].startswith("slice-")
     assert made["check-parity"].params["layers"] == first_layers.LAYERS
     assert made["slice-baseline"].needs == {"source": "slice", "text": "text"}
+    assert made["slice-baseline"].params["answers"] is False  # two layers have nothing to say
     own = [
         step
         for name, step in made.items()
