@@ -102,6 +102,8 @@ class Step:
     toolchain: str | None = None  # None: light enough to run in the parent process
     # the host belongs into the key, and the step gets a process of its own
     measurement: bool = False
+    # in a process of its own, not in the key: what that did before would show in the output
+    fresh: bool = False
     # of a measurement that is taken over from elsewhere: the host that it counts as taken on
     host: Mapping[str, Json] | None = None
     # "machine KIND", "device NAME": all that whoever does it must be; not in the key

@@ -182,6 +182,7 @@ def _compile(build: _Build, verb: str, stage: str) -> Step:
         needs={"model": step_of("quantize", stage)},
         params={"stage": stage, "soc": chip, "shared": shared},
         toolchain=TOOLCHAIN,
+        fresh=True,  # contexts hold numbers that the compiler counts up as long as a process lives
         output_bytes=stored if shared else 2 * stored,
         memory_bytes=8 * stored + 2**30,
         seconds=times.compile(build.weights[stage], build.attended(stage)),
@@ -201,6 +202,7 @@ def _emulate(build: _Build, at: int) -> Step:
         needs={"compiled": step_of("compile-apart", stage), **before},
         params={"stage": stage, "decoded": decoded},
         toolchain=TOOLCHAIN,
+        fresh=True,  # it stays on one CPU
         tried=stage == HEAD,
         output_bytes=_passed_bytes(build, stage, decoded),
         memory_bytes=3 * build.stored[stage] + RUNTIME_BYTES,  # one graph at a time
