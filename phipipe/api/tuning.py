@@ -141,8 +141,7 @@ def tune(
         bits: the same as bits for each weight.
         gates: the smallest file that passes the recipe's gates.
         builds: files that are built to choose by, at most.
-        answers: whether the chosen file answers prompts beside the original. One whose answers loop
-            where the original's do not is refused, and the next best takes its place.
+        answers: whether the chosen file answers prompts; one that alone loops is refused.
         sets: values that replace those of the recipe's file, for all variants.
         only: names of the variants wanted; all of them without it.
 
