@@ -102,6 +102,8 @@ class Step:
     toolchain: str | None = None  # None: light enough to run in the parent process
     # the host belongs into the key, and the step gets a process of its own
     measurement: bool = False
+    # in a process of its own, not in the key: what that did before would show in the output
+    fresh: bool = False
     # of a measurement that is taken over from elsewhere: the host that it counts as taken on
     host: Mapping[str, Json] | None = None
     # "machine KIND", "device NAME": all that whoever does it must be; not in the key
@@ -109,12 +111,14 @@ class Step:
     unquantized: Dtype | None = None
     # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
     twin: bool = False
-    # run as the unit would run it, in place of the artifact, which this machine cannot load
+    # what the artifact computes of a text as its unit would (``backends.emulated``)
     tried: bool = False
     # the bench adds ``params["steps"]``: the records of all steps before it
     provenance: bool = False
     output_bytes: int = 0  # estimate, for `plan` and the disk check
     memory_bytes: int = 0  # estimate of the peak, for `plan`
+    # estimate where no earlier result tells, from what was measured for such steps; None: no idea
+    seconds: float | None = None
     # whose step it is; not in the key: it tells which earlier results are worth comparing with
     recipe: str = ""
     # estimate of what its output takes when it is opened; 0: as much as in fp32

@@ -116,7 +116,7 @@ def cost_words(cost: Cost) -> str:
 
 
 def time_words(cost: Cost) -> str:
-    """How long steps take, one after another, and which no earlier run tells of."""
+    """How long steps take, one after another, what tells so, and of which nothing does."""
     if not cost.steps:
         return "nothing is left to do"
     if cost.seconds is None:
@@ -124,10 +124,14 @@ def time_words(cost: Cost) -> str:
     names = [f"`{name}`" for name in cost.unknown[:NAMED]]
     more = len(cost.unknown) - len(names)
     unknown = ", ".join([*names, *([f"{more} more"] if more > 0 else [])])
-    about, earlier = words.duration(cost.seconds), counted(cost.earlier, "earlier result")
+    about = words.duration(cost.seconds)
+    told = [f"from {counted(cost.earlier, 'earlier result')}"] if cost.earlier else []
+    if cost.assumed:
+        told.append(f"for {counted(cost.assumed, 'step')} from times measured on two cores")
+    source = " and ".join(told)
     if unknown:
-        return f"at least {about}, from {earlier}; no earlier run tells of {unknown}"
-    return f"about {about}, from {earlier}"
+        return f"at least {about}, {source}; no earlier run tells of {unknown}"
+    return f"about {about}, {source}"
 
 
 def plan_json(

@@ -35,7 +35,8 @@ class PlannedBuild:
     Attributes:
         name: the build's name.
         steps: the steps in an order that works: each has ``step``, ``cached`` and ``why``.
-        seconds: how long the steps that will run took in earlier runs; None where nobody knows.
+        seconds: how long the steps that will run take, by earlier runs and measurements; None where
+            nobody knows.
     """
 
     def __init__(self, one: Outlook) -> None:
@@ -115,7 +116,8 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """How long these took in earlier runs, one after another; None where nobody knows."""
+        """How long these take, one after another, by earlier runs and measurements; None where
+        nobody knows."""
         return outlook.total(self.outlooks).seconds
 
     def graph(self, kind: Drawing = "mermaid") -> str:

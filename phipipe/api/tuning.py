@@ -141,7 +141,7 @@ def tune(
         bits: the same as bits for each weight.
         gates: the smallest file that passes the recipe's gates.
         builds: files that are built to choose by, at most.
-        answers: whether the chosen file answers prompts beside the original.
+        answers: whether the chosen file answers prompts; one that alone loops is refused.
         sets: values that replace those of the recipe's file, for all variants.
         only: names of the variants wanted; all of them without it.
 
@@ -260,6 +260,7 @@ def _file(trial: Trial, *, best: bool) -> output.File:
         metrics=dict(trial.metrics),
         predicted_kld_mean=trial.predicted_kld,
         best=best,
+        refusal=trial.refusal,
     )
 
 

@@ -62,6 +62,7 @@ def described(step: Step) -> dict[str, Any]:
         "needs": dict(step.needs),
         "toolchain": step.toolchain,
         "measurement": step.measurement,
+        "fresh": step.fresh,
         "memory_bytes": step.memory_bytes,
         "recipe": step.recipe,
     }

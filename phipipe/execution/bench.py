@@ -133,9 +133,8 @@ class Bench:
             )
             if step.toolchain:
                 self._tools.check(step.toolchain, waiting.record["tools"])
-                with self._servers.lend(
-                    self._tools.get(step.toolchain), step.measurement
-                ) as server:
+                tool = self._tools.get(step.toolchain)
+                with self._servers.lend(tool, step.measurement, fresh=step.fresh) as server:
                     usage = server.run(request, scratch, on_progress).usage()
             else:
                 usage = self._in_process(request, out, on_progress)

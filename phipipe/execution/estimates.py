@@ -1,8 +1,9 @@
-"""How long a step will take, as the same step took before.
+"""How long a step will take, as the same step took before, or else as it says itself.
 
 A result's record has the seconds that it took. Of the results of one kind (the same step of the
 same runtime) those with the same parameters come first, and of these the ones whose inputs were
-nearest in size. Their seconds are scaled by that size. Where no result is near, nothing is said.
+nearest in size. Their seconds are scaled by that size. Where no result is near, the step's own
+estimate counts (``Step.seconds``), if it has one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SMALL = 2**20  # bytes; whoever reads less takes no less time
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """``seconds`` that a step will take, as ``earlier`` results of its kind tell."""
+    """``seconds`` that a step will take, as ``earlier`` results of its kind tell; 0 of them: as the
+    step says itself."""
 
     seconds: float
     earlier: int
@@ -66,7 +68,10 @@ class Timings:
         size_bytes = sum(sizes[name] for name in step.needs.values())
         if not step.needs:
             size_bytes = step.output_bytes or sum(map(_on_disk, step.outside.values()))
-        return self.estimate(step.name, step.runs, step.params, size_bytes)
+        known = self.estimate(step.name, step.runs, step.params, size_bytes)
+        if known is None and step.seconds is not None:
+            return Estimate(seconds=step.seconds, earlier=0)
+        return known
 
 
 def timings(records: Sequence[Mapping[str, Json]]) -> Timings:

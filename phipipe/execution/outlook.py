@@ -16,13 +16,15 @@ from phipipe.steps import Step
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """What some steps would take. ``seconds`` counts them one after another; None where no step is
-    known. ``unknown`` names the steps that no earlier result tells of."""
+    known. Of these, ``assumed`` steps go by their own estimates, the others by ``earlier`` results.
+    ``unknown`` names the steps that nothing tells of."""
 
     steps: int
     output_bytes: int
     memory_bytes: int
     seconds: float | None
     earlier: int
+    assumed: int
     unknown: tuple[str, ...]
 
 
@@ -72,6 +74,7 @@ def _cost(todo: Sequence[tuple[Step, Estimate | None]]) -> Cost:
         memory_bytes=max((step.memory_bytes for step, _ in todo), default=0),
         seconds=sum(estimate.seconds for estimate in known) if known or not todo else None,
         earlier=sum(told.values()),
+        assumed=sum(not estimate.earlier for estimate in known),
         unknown=tuple(dict.fromkeys(step.name for step, estimate in todo if not estimate)),
     )
 

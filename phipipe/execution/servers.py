@@ -29,8 +29,9 @@ class Servers:
         self.stopped = False
 
     @contextmanager
-    def lend(self, tool: Installed, own: bool) -> Iterator[Server]:
-        """A server in toolchain ``tool``; a measurement's ``own``, so that memory is its own.
+    def lend(self, tool: Installed, own: bool, *, fresh: bool = False) -> Iterator[Server]:
+        """A server in toolchain ``tool``; a measurement's ``own``, so that memory is its own, or a
+        ``fresh`` one, which has done nothing before. Neither is lent again.
 
         Raises:
             Interrupted: after ``stop``.
@@ -39,19 +40,20 @@ class Servers:
             if self.stopped:
                 raise Interrupted("stopped")
             idle = self._idle[tool.name]
-            server = idle.pop() if idle and not own else self._new(tool, own)
+            alone = own or fresh
+            server = idle.pop() if idle and not alone else self._new(tool, own)
             self._busy.add(server)
         try:
             yield server
         except BaseException:
-            own = True  # whatever state it is in, nobody else gets it
+            alone = True  # whatever state it is in, nobody else gets it
             raise
         finally:
             with self._changing:
                 self._busy.discard(server)
-                if not own:
+                if not alone:
                     self._idle[tool.name].append(server)
-            if own:
+            if alone:
                 server.close()
 
     def _new(self, tool: Installed, own: bool) -> Server:

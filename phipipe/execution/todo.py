@@ -112,5 +112,5 @@ class Todo:
 
 
 def _shared_tool(node: Node) -> str | None:
-    """The toolchain whose idle servers ``node`` can use; a measurement starts one of its own."""
-    return None if node.step.measurement else node.step.toolchain
+    """The toolchain whose idle servers ``node`` can use; some steps start one of their own."""
+    return None if node.step.measurement or node.step.fresh else node.step.toolchain

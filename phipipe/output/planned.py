@@ -34,8 +34,9 @@ class Fixup:
 class PlannedStep:
     """A step: ``key`` is null where an input is still to be made, bytes are estimates.
 
-    ``seconds`` is what ``earlier`` results tell of a step that will run, null where none does;
-    ``machines`` are those that could do it, null where no others were asked."""
+    ``seconds`` is what ``earlier`` results tell of a step that will run; with 0 of them it is what
+    such steps took on two cores, null where nobody knows. ``machines`` are those that could do it,
+    null where no others were asked."""
 
     name: str
     runs: str

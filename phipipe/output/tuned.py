@@ -18,13 +18,15 @@ class Point:
 @dataclass(frozen=True, kw_only=True)
 class File:
     """A file that was built: ``what`` it is, its figures on the text to choose by, and what was
-    predicted before; null for the recipe as it stands, whose widths are the backend's."""
+    predicted before; null for the recipe as it stands, whose widths are the backend's. ``refusal``:
+    why it was not taken whatever its figures, empty where nothing speaks against it."""
 
     what: str
     size_bytes: int
     metrics: dict[str, float]
     predicted_kld_mean: float | None
     best: bool
+    refusal: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,6 @@ from phipipe.planning.plan import Plan
 from phipipe.planning.targets import placed
 from phipipe.steps import Json, Step
 
-FEW = 2  # tokens that are emulated where emulation takes minutes for each
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Outputs:
@@ -38,7 +36,7 @@ class _Outputs:
 
     artifact: Step  # ships
     evaluated: Step  # is scored: the artifact, or a twin that another unit can run
-    emulated: Step  # runs as its unit would
+    emulated: Step | None  # what it computed as its unit would; None: it is run by the check
 
     @property
     def twin(self) -> Step | None:
@@ -58,7 +56,7 @@ def whole_chain(
     outputs = _Outputs(
         artifact=built[-1],
         evaluated=next((step for step in built if step.twin), built[-1]),
-        emulated=next((step for step in built if step.tried), built[-1]),
+        emulated=next((step for step in built if step.tried), None),
     )
     ground = [*_ground(plan, original), *_calibration(plan, built)]
     converted, checks = _checked(plan, built, job)
@@ -184,23 +182,24 @@ def _measurement(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step
 
 
 def _emulation(plan: Plan, outputs: _Outputs, job: Job[BaseModel], checks: tuple[str, ...]) -> Step:
-    """Run the artifact as its unit would, on this machine; where it is not what was scored, for
-    very few tokens."""
+    """Check the artifact as its unit would run it: by what the backend's steps let it compute, or
+    by running it."""
     name = plan.build.recipe.backend
-    backend = backends.load(name)
-    few = {} if outputs.emulated is outputs.evaluated else {"decoded": FEW}
+    backend, tried = backends.load(name), outputs.emulated
+    run = 4 * plan.checkpoint.parameters
+    read = {"artifact": outputs.artifact.name} if tried is None else {"decoded": tried.name}
     return Step(
         name="emulate",
         runs=backend.emulated[plan.api],
-        version=1,
-        needs={"artifact": outputs.emulated.name, "baseline": "baseline"},
+        version=1 if tried is None else 2,
+        needs={**read, "baseline": "baseline"},
         after=checks,
         params={
             **job.options.model_dump(mode="json"),
             "precision": plan.build.recipe.precision,
             "backend": name,
-            **few,
+            **({} if tried is None else {"decoded": tried.params["decoded"]}),
         },
         toolchain=backend.toolchain,
-        memory_bytes=4 * plan.checkpoint.parameters + scoring.RUNTIME_BYTES,
+        memory_bytes=scoring.RUNTIME_BYTES + (run if tried is None else 4 * tried.output_bytes),
     )

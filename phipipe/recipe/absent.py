@@ -16,7 +16,7 @@ from phipipe.recipe.strict import keys_of
 from phipipe.steps import Json
 
 NONE = "none"
-WHOLE = "weights"  # the section that does nothing at all where it is absent
+SECTIONS = ("quantize", "weights")  # that change nothing of what is usual where they are absent
 CHOICES = (
     "Source",
     "Base",
@@ -47,7 +47,7 @@ def without(data: Json, model: type[BaseModel]) -> Json:
 
 def may_be_none(key: str, field: FieldInfo) -> bool:
     """Whether the field's absence is a state that no value of it names."""
-    return field.default is None or key == WHOLE or maps(field)
+    return field.default is None or key in SECTIONS or maps(field)
 
 
 def maps(field: FieldInfo) -> bool:

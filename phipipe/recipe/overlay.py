@@ -33,8 +33,8 @@ def parts(text: str) -> tuple[tuple[str, ...], str, str]:
 
 def put(data: dict[str, Json], where: tuple[str, ...], value: Json, text: str) -> None:
     """Lay ``value`` on ``data`` at ``where``; ``text`` is how the user said so. A section that the
-    recipe, or one of its variants, takes back with `none` begins anew. A pattern of a map becomes
-    its first."""
+    recipe, or one of its variants, takes back with `none` begins anew. A pattern becomes the
+    first of its option."""
     inner = data
     for key in where[:-1]:
         if inner.get(key) == NONE:
@@ -43,10 +43,10 @@ def put(data: dict[str, Json], where: tuple[str, ...], value: Json, text: str) -
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {text}: `{shorten(key)}` is not a mapping of keys")
     inner[where[-1]] = value
-    if where[:2] == (patterns.SECTION, patterns.MAP) and len(where) > 2:
-        options, name = data[patterns.SECTION], where[2]
-        entries = options[patterns.MAP]
-        options[patterns.MAP] = patterns.laid(entries, {name: entries[name]})
+    if where[0] == patterns.SECTION and len(where) > 2 and where[1] in patterns.ENTRIES:
+        options, option, name = data[patterns.SECTION], where[1], where[2]
+        entries = options[option]
+        options[option] = patterns.laid(entries, {name: entries[name]}, option)
 
 
 def check_taken_back(data: Mapping[str, Json], where: tuple[str, ...], text: str) -> None:

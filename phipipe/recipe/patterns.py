@@ -15,10 +15,11 @@ ENTRIES: Mapping[str, Sequence[str]] = {MAP: ("bits", "group_size"), "tensors": 
 """Options that map patterns, and the keys that an entry may have."""
 
 
-def laid(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
+def laid(base: Mapping[str, Json], over: Mapping[str, Json], option: str = MAP) -> dict[str, Json]:
     """Patterns of ``over``, which would decide nothing behind a wildcard of ``base``, then those of
-    ``base`` but for the ones that they cover. Values are taken as they are."""
-    deciding = [pattern for pattern, value in over.items() if value != NONE]
+    ``base`` but for the ones that they cover. Values are taken as they are. Of other options than
+    ``map`` patterns are regular expressions, of which one covers itself alone."""
+    deciding = [pattern for pattern, value in over.items() if value != NONE and option == MAP]
     kept = {
         pattern: value
         for pattern, value in base.items()

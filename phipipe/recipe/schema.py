@@ -40,11 +40,8 @@ def build(options: Mapping[str, type[BaseModel]]) -> Schema:
     _sharpen(definitions)
     fields["backend"]["enum"] = sorted(options)
     fields["device"]["anyOf"] = [{"enum": list(device.names())}, {"pattern": r"\.ya?ml$"}]
-    fields["quantize"] = {
-        "type": "object",
-        "default": {},
-        "description": fields["quantize"]["description"],
-    }
+    about = {"default": {}, "description": fields["quantize"]["description"]}
+    fields["quantize"] = _or_none({"type": "object", **about})
     for name, model in sorted(options.items()):
         section = model.model_json_schema()
         for inner, one in section.pop("$defs", {}).items():
@@ -109,7 +106,7 @@ def _matrix(fields: Schema, backends: list[str]) -> Schema:
     own = [
         {
             "if": {"properties": {"backend": {"const": backend}}, "required": ["backend"]},
-            "then": {"properties": {"quantize": {"$ref": f"#/$defs/quantize-{backend}"}}},
+            "then": {"properties": {"quantize": _options(backend)}},
         }
         for backend in backends
     ]
@@ -128,13 +125,19 @@ def _matrix(fields: Schema, backends: list[str]) -> Schema:
     }
 
 
+def _options(backend: str) -> Schema:
+    """What a ``quantize`` section for ``backend`` may be."""
+    words = f"Options of {backend}; `{absent.NONE}`: its usual ones."
+    return _or_none({"$ref": f"#/$defs/quantize-{backend}", "description": words})
+
+
 def _rule(backend: str) -> Schema:
     """Where the recipe's backend is ``backend``, its options, in the recipe and in variants that
     name no other."""
     chosen: Schema = {"properties": {"backend": {"const": backend}}}
     if backend != BACKEND:
         chosen["required"] = ["backend"]
-    quantize = {"properties": {"quantize": {"$ref": f"#/$defs/quantize-{backend}"}}}
+    quantize: Schema = {"properties": {"quantize": _options(backend)}}
     inherits = {"if": {"type": "object", "not": {"required": ["backend"]}}, "then": quantize}
     return {
         "if": chosen,
@@ -152,7 +155,7 @@ def _say_absence(section: Schema, name: str = "") -> None:
         holds_entries = takes_none and kept.get("default") == {} and inner is not None
         if holds_entries and isinstance(inner, dict):
             kept["additionalProperties"] = _or_none(inner)
-        optional = holds_entries or key == absent.WHOLE or value.get("default", key) is None
+        optional = holds_entries or key in absent.SECTIONS or value.get("default", key) is None
         section["properties"][key] = _or_none(kept) if takes_none and optional else kept
 
 

@@ -32,8 +32,8 @@ def merge(base: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and key not in CHOICES:
             inner = merge(old, value)
-            if key == patterns.MAP:
-                inner = patterns.laid(old, {name: inner[name] for name in value})
+            if key in patterns.ENTRIES:
+                inner = patterns.laid(old, {name: inner[name] for name in value}, key)
             merged[key] = inner
         else:
             merged[key] = value

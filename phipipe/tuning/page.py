@@ -182,7 +182,7 @@ def _file(trial: Trial, best: Trial) -> dict[str, object]:
     expected = trial.predicted_kld
     return {
         "what": trial.what,
-        "about": ABOUT.get(trial.what, ""),
+        "about": f"refused: {trial.refusal}" if trial.refusal else ABOUT.get(trial.what, ""),
         "size": shown_size(trial.size_bytes),
         "bits": shown.get("bits_per_weight", "–").removesuffix(" bits"),
         "predicted": "–" if expected is None else figures.number(expected),

@@ -88,6 +88,8 @@ def _row(trial: Trial, tuned: Tuned) -> str:
         told += f" (predicted {trial.predicted_kld:.4g})"
     if trial is tuned.best:
         return f"{told}  <- taken"
+    if trial.refusal:
+        return f"{told}, refused: {trial.refusal}"
     if tuned.limit_bytes is not None and trial.size_bytes > tuned.limit_bytes:
         return f"{told}, too large by {trial.size_bytes - tuned.limit_bytes:,} bytes"
     return told

@@ -16,6 +16,7 @@ from phipipe.tuning.aims import Aim
 from phipipe.tuning.curve import Choice, Curve, Point
 from phipipe.tuning.fit import Fit
 
+NAMED = 5  # prompts that a sentence names
 AS_IT_STANDS, SMALLEST, CHOSEN = "as it stands", "smallest", "chosen"
 
 
@@ -26,6 +27,18 @@ def verdicts(recipe: Recipe, metrics: Mapping[str, float]) -> list[Verdict]:
         gates.verdict(name, metrics.get(name), gate.model_dump(exclude_none=True))
         for name, gate in sorted(recipe.evaluate.gates.items())
     ]
+
+
+def looping(recipe: Recipe, answers: Answers | None) -> tuple[int, ...]:
+    """Lines of the prompts whose ``answers`` loop where the original's do not; none where a gate of
+    ``recipe`` allows so many, or nobody was asked."""
+    if answers is None:
+        return ()
+    gate = recipe.evaluate.gates.get("loops")
+    allowed = 0.0 if gate is None or gate.max is None else gate.max
+    if answers.metrics["loops"] <= allowed:
+        return ()
+    return tuple(reply.line for reply in answers.replies if reply.loops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,8 @@ class Trial:
     """A file that was built: ``what`` it is, and its figures on the text to choose by.
 
     ``choice`` is None for the recipe as it stands. ``predicted_kld`` was said before it was built.
+    ``looping`` are prompts, by their lines, for which it is refused: its answers loop, and the
+    original's do not.
     """
 
     what: str
@@ -50,6 +65,17 @@ class Trial:
     predicted_kld: float | None
     metrics: Mapping[str, float]
     stderr: Mapping[str, float]
+    looping: Sequence[int] = ()
+
+    @property
+    def refusal(self) -> str:
+        """Why it is not taken, whatever its figures; empty where nothing speaks against it."""
+        if not self.looping:
+            return ""
+        shown = ", ".join(map(str, self.looping[:NAMED]))
+        more = len(self.looping) - NAMED
+        lines = f"{shown} and {more} more" if more > 0 else shown
+        return f"its answers loop where the original's do not (prompts {lines})"
 
     @property
     def size_bytes(self) -> int:

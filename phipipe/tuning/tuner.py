@@ -12,6 +12,7 @@ from functools import cached_property
 from phipipe import backends
 from phipipe.algorithms import sensitivity
 from phipipe.errors import TargetError
+from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Metrics
 from phipipe.execution.results import Outcome
 from phipipe.planning import preparation, tuning
@@ -22,7 +23,7 @@ from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Generate
 from phipipe.steps import Json
 from phipipe.tuning import curve as curves
-from phipipe.tuning import maps
+from phipipe.tuning import ends, maps
 from phipipe.tuning.aims import Aim
 from phipipe.tuning.curve import Choice, Curve, Option, Point
 from phipipe.tuning.fit import Fit, Measured
@@ -33,9 +34,10 @@ from phipipe.tuning.results import (
     Check,
     Trial,
     Tuned,
+    looping,
     verdicts,
 )
-from phipipe.words import counted, human
+from phipipe.words import human
 
 Attempt = Callable[[Plan], Outcome]
 """Does the steps of a plan; raises what fails."""
@@ -89,7 +91,7 @@ class Tuner:
             pass
         if self._left and not self._aim.as_today:
             self._try(None, AS_IT_STANDS)
-        best = self._best()
+        best, final = self._proven(answers)
         return Tuned(
             build=self._build,
             aim=self._aim,
@@ -101,7 +103,7 @@ class Tuner:
             trials=tuple(self._trials),
             best=best,
             quantize=self._quantize(best.choice),
-            final=self._final(best, answers),
+            final=final,
         )
 
     def _tell(self, what: str) -> None:
@@ -189,6 +191,21 @@ class Tuner:
         names = ["evaluate", *(step.name for step in plan.steps if step.name == "answers")]
         return self._attempt(replace(plan, steps=tuple(tuning.needed(plan.steps, *names))))
 
+    def _proven(self, answers: bool) -> tuple[Trial, Outcome]:
+        """The best file, and what it comes to in the end. One whose answers loop is refused, and
+        the next best takes its place."""
+        while True:
+            best = self._best()
+            final = self._final(best, answers)
+            lines = looping(self._build.recipe, final.load("answers", Answers))
+            if not lines:
+                return best, final
+            refused = replace(best, looping=lines)
+            self._trials[self._trials.index(best)] = refused
+            self._tell(f"that file ({refused.what}) is refused: {refused.refusal}")
+            while self._left and self._choose():
+                pass
+
     # Which file is next
 
     def _choose(self) -> bool:
@@ -231,7 +248,9 @@ class Tuner:
         return self._curve.reaching(self._fit.loss(goal)) or self._curve.closest
 
     def _passes(self, trial: Trial) -> bool:
-        """Whether it is within all gates on what a trial measures."""
+        """Whether it is not refused, and within all gates on what a trial measures."""
+        if trial.refusal:
+            return False
         judged = verdicts(self._build.recipe, trial.metrics)
         return all(one.passed for one in judged if one.value is not None)
 
@@ -263,26 +282,9 @@ class Tuner:
 
     def _best(self) -> Trial:
         if self._limit is not None:
-            fitting = [trial for trial in self._trials if trial.size_bytes <= self._limit]
-            if fitting:
-                return min(fitting, key=lambda trial: trial.kld)
-            (nearest, *_) = sorted(self._trials, key=lambda trial: trial.size_bytes)
-            raise TargetError(
-                f"{self._build.name}: the file has {nearest.size_bytes:,} bytes, and "
-                f"{self._limit:,} were asked for",
-                hint="let more files be built (--builds 4), or allow more",
-            )
+            return ends.closest(self._build.name, self._trials, self._limit)
         passing = [trial for trial in self._trials if self._passes(trial)]
-        if not passing:
-            closest = min(self._trials, key=lambda trial: trial.kld)
-            built = counted(len(self._trials), "file")
-            more = ", or let more files be built (--builds)" if not self._left else ""
-            raise TargetError(
-                f"{self._build.name}: of {built} none passes the gates; the closest has a mean KL "
-                f"divergence of {closest.kld:.3g}",
-                hint=f"loosen `evaluate.gates`{more}",
-            )
-        return min(passing, key=lambda trial: trial.size_bytes)
+        return ends.smallest(self._build.name, self._trials, passing, self._left)
 
 
 def _options(group: Group, losses: Mapping[str, Mapping[str, float]]) -> Iterator[Option]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -126,13 +127,22 @@ def build(root: Path, backend: str, given: AnyJob, toolchain: str) -> Path | Non
         if out.is_dir():
             continue
         if step.runs == "qnn/compile":  # contexts are compiled of what is decoded here
-            return outputs["quantize"]
+            stages = [path for name, path in outputs.items() if name.startswith("quantize-")]
+            return together(stages)
         if step.toolchain != toolchain:
             return None
         out.mkdir()
         inputs = {name: outputs[need] for name, need in step.needs.items()}
         resolve(step.runs)(inputs, out, step.params)
     return out
+
+
+def together(folders: Sequence[Path]) -> Path:
+    """One folder with the files of all."""
+    whole = folders[0].with_name(f"{folders[0].name}-whole")
+    for folder in folders:
+        shutil.copytree(folder, whole, dirs_exist_ok=True)
+    return whole
 
 
 def place_of(step: Step) -> str:

@@ -375,6 +375,20 @@ def heavy(name: str, *needs: str, runs: str = "count", **params: Any) -> Step:
     )
 
 
+@pytest.mark.timeout(120)
+def test_a_fresh_step_has_a_process_that_did_nothing_before(store: Store, tiny: Tiny) -> None:
+    tiny.go_on()
+    steps = [heavy("a"), replace(heavy("b", "a"), fresh=True), heavy("c", "b")]
+    (outcome,) = run(store, plan("x", *steps), jobs=1)
+    assert outcome.error is None
+    paths = [outcome.results[name].stored.path / "count.json" for name in "abc"]
+    told = [json.loads(path.read_text("utf-8")) for path in paths]
+    assert [calls for calls, _ in told] == [1, 1, 2]
+    assert told[0][1] == told[2][1] != told[1][1]
+    (again,) = run(store, plan("x", *(replace(one, fresh=False) for one in steps)))
+    assert again.all_cached, "it is no part of the key"
+
+
 class Told(Silent):
     """Keeps what it hears, and does something when the step ``upon`` has ended."""
 

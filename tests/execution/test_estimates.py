@@ -1,8 +1,9 @@
-"""How long a step will take: as its like took before, scaled by what it reads; else nothing is
-said."""
+"""How long a step will take: as its like took before, scaled by what it reads; else as the step
+says itself, or nothing is said."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from testing.plans import plan
 
 from phipipe import words
+from phipipe.api import plan_words
 from phipipe.execution import estimates, outlook
 from phipipe.execution.estimates import Estimate
 from phipipe.execution.outlook import Outlook
@@ -87,6 +89,17 @@ def test_a_result_whose_input_is_gone_tells_nothing() -> None:
     assert asked([*SOURCES.values(), *records], 100 * MIB) is None
 
 
+def test_a_steps_own_estimate_counts_where_no_result_does() -> None:
+    step = Step(
+        name="convert", runs="work/convert", version=1, needs={"model": "source"}, seconds=700.0
+    )
+    known = estimates.timings([*SOURCES.values(), converted(100, 30.0)])
+    near, far = ({"source": size * MIB} for size in (200, 2000))
+    assert known.of_step(step, near) == Estimate(seconds=60.0, earlier=1)
+    assert known.of_step(step, far) == Estimate(seconds=700.0, earlier=0)
+    assert known.of_step(replace(step, seconds=None), far) is None
+
+
 @pytest.mark.parametrize("seconds", [None, "3", 0, -1.0, float("nan")])
 def test_a_record_without_a_time_tells_nothing(seconds: object) -> None:
     assert asked([*SOURCES.values(), converted(100, seconds)], 100 * MIB) is None
@@ -136,6 +149,23 @@ def test_shared_steps_cost_once_and_unknown_ones_are_named() -> None:
     assert (both[1].cost.steps, both[1].cost.seconds) == (2, 13.0)
     assert outlook.total(outlooks(first, known={})).seconds is None
     assert outlook.total([]).seconds == 0
+
+
+def test_what_tells_the_time_is_said() -> None:
+    def said(**known: Estimate) -> str:
+        steps = [Step(name=name, runs=f"work/{name}", version=1) for name in "abc"]
+        todo = tuple(Forecast(step=step, key=None, cached=False, why="") for step in steps)
+        one = Outlook(plan=plan("x", *steps), forecast=todo, estimates=known)
+        return plan_words.time_words(one.cost)
+
+    earlier, own = Estimate(seconds=60.0, earlier=3), Estimate(seconds=600.0, earlier=0)
+    assert said() == "how long that takes, no earlier run tells"
+    assert said(a=earlier, b=earlier, c=earlier) == "about 3 min, from 9 earlier results"
+    measured = "for 1 step from times measured on two cores"
+    assert said(a=earlier, b=earlier, c=own) == (
+        f"about 12 min, from 6 earlier results and {measured}"
+    )
+    assert said(a=own) == f"at least 10 min, {measured}; no earlier run tells of `b`, `c`"
 
 
 @pytest.mark.parametrize(

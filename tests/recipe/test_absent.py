@@ -84,6 +84,25 @@ def test_the_command_line_takes_learning_back(tmp_path: Path, key: str) -> None:
         assert build.recipe.weights.learn is None
 
 
+def test_options_as_a_whole_go_as_weights_do(tmp_path: Path) -> None:
+    given = "quantize: {block_size: 64, map: {lm_head: {bits: 8}}}\n"
+    text = f"{PLAIN}{given}matrix: [{{name: a}}, {{name: b, quantize: none}}]\n"
+    kept, taken_back = load(tmp_path, text)
+    assert kept.recipe.quantize["block_size"] == 64
+    assert taken_back.recipe.quantize == {}
+    (plain,) = load(tmp_path, PLAIN)
+    assert taken_back.options == plain.options
+    for build in load(tmp_path, text, sets=["quantize=none"]):
+        assert (build.recipe.quantize, build.options) == ({}, plain.options)
+    sets = ["quantize=none", "quantize.block_size=128"]
+    assert [one.recipe.quantize for one in load(tmp_path, text, sets=sets)] == [
+        {"block_size": 128},
+        {"block_size": 128},
+    ]
+    (alone,) = load(tmp_path, f"{PLAIN}quantize: none\n")
+    assert alone.options == plain.options
+
+
 @pytest.mark.parametrize(
     "path",
     [p for p in sorted(RECIPES.glob("*.yaml")) if "--set 'weights={}'" in p.read_text("utf-8")],
@@ -138,7 +157,7 @@ def test_one_entry_goes_and_the_others_stay(tmp_path: Path) -> None:
         ("evaluate: {gates: {top2: none}}", "unknown metric `top2`"),
         ("evaluate: {gates: {top1: {min: none, max: none}}}", "a gate has `min`, `max` or both"),
         ("quantize: {blok_size: none}", "unknown key `blok_size`"),
-        ("quantize: none", "expected a mapping of keys"),
+        ("measure: none", "expected a mapping of keys"),
         ("measure: {repetitions: none}", "expected a whole number"),
         ("weights: {learn: none}", "write `iterations: none`"),
         ("weights: {learn: none, iterations: none}", "write `distil: none`"),

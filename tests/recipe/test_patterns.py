@@ -100,6 +100,32 @@ def test_a_variants_wildcard_takes_the_place_of_what_it_covers(tmp_path: Path) -
     assert list(build.recipe.quantize["map"]) == ["*"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "sets"),
+    [
+        ('quantize: {tensors: {"blk.0.ffn_down": Q8_0}}', []),
+        ("", ["quantize.tensors.blk.0.ffn_down=Q8_0"]),
+    ],
+)
+def test_expressions_over_tensors_come_before_the_inherited_ones(
+    tmp_path: Path, entry: str, sets: list[str]
+) -> None:
+    text = 'backend: llamacpp\nquantize: {tensors: {ffn: Q4_0, "ffn_up": Q5_0, attn: Q6_K}}\n'
+    (build,) = load(tmp_path, f"{text}matrix:\n  - {{name: a, {entry}}}\n", *sets)
+    told = list(build.recipe.quantize["tensors"].items())
+    assert told[0] == ("blk.0.ffn_down", "Q8_0")
+    assert [name for name, _ in told[1:]] == ["ffn", "ffn_up", "attn"], "as they were"
+    (step,) = [s for s in preparation.prepare(build).steps if s.name == "quantize"]
+    assert step.params["tensors"][0] == ["blk.0.ffn_down", "Q8_0"]
+
+
+def test_an_expression_that_is_given_anew_or_taken_back_stands_once(tmp_path: Path) -> None:
+    text = "backend: llamacpp\nquantize: {tensors: {ffn: Q4_0, attn: Q6_K}}\n"
+    variant = "{name: a, quantize: {tensors: {attn: Q8_0, ffn: none}}}"
+    (build,) = load(tmp_path, f"{text}matrix:\n  - {variant}\n")
+    assert list(build.recipe.quantize["tensors"].items()) == [("attn", "Q8_0")]
+
+
 def test_what_a_variant_covers_only_in_parts_is_told(tmp_path: Path) -> None:
     entry = "{lm_*: {bits: 4}, layers.*.q*: {bits: 4}, 'layers.*.[!q]*': {bits: 4}}"
     text = f"{WIDE}matrix:\n  - {{name: a, quantize: {{map: {entry}}}}}\n"

@@ -24,6 +24,7 @@ from phipipe.planning import preparation, tuning
 from phipipe.planning.plan import Plan
 from phipipe.recipe import document, loading
 from phipipe.recipe.build import Build
+from phipipe.recipe.recipe import Gate
 from phipipe.store.records import Stored
 from phipipe.tuning.aims import Aim, asked
 from phipipe.tuning.results import AS_IT_STANDS, CHOSEN, SMALLEST
@@ -55,6 +56,7 @@ class World:
     def __init__(self, folder: Path, factor: float = 1.3, power: float = 0.9) -> None:
         self._folder, self._factor, self._power = folder, factor, power
         self.files = 0
+        self.loops = 0  # so many of the files that are asked
         self._losses: Mapping[str, Mapping[str, float]] = {}
 
     def attempt(self, plan: Plan) -> Outcome:
@@ -92,7 +94,21 @@ class World:
             "size_gib": (planned + BESIDE) / 2**30,
         }
         report = {"metrics": metrics, "stderr": {"kld_mean": 1e-4}}
-        return self._outcome(plan, {"evaluate": ("metrics.json", report)})
+        reports = {"evaluate": ("metrics.json", report)}
+        if any(step.name == "answers" for step in plan.steps):
+            reports["answers"] = ("answers.json", self._answers())
+        return self._outcome(plan, reports)
+
+    def _answers(self) -> dict[str, Any]:
+        """Of three prompts the original loops in the first, this file perhaps in the third."""
+        self.loops, here = self.loops - 1, self.loops > 0
+        reply = {
+            "original": "a", "text": "a", "same_tokens": 3, "ended": not here, "empty": False,
+            "answer_flips": False, "tool_json_valid": None,
+        }  # fmt: skip
+        loops = {1: None, 2: False, 4: here}
+        replies = [{"line": line, **reply, "loops": loops[line]} for line in loops]
+        return {"metrics": {"loops": here / 2}, "prompts": 3, "replies": replies}
 
     def _outcome(self, plan: Plan, reports: Mapping[str, tuple[str, Any]]) -> Outcome:
         results = {}
@@ -176,6 +192,53 @@ def test_gates_that_nothing_passes_are_told(tmp_path: Path) -> None:
     build = replace(build, recipe=build.recipe.model_copy(update={"evaluate": evaluate}))
     with pytest.raises(TargetError, match="none passes"):
         Tuner(build, World(tmp_path).attempt, Aim(by_gates=True), 4).run(answers=False)
+
+
+def test_a_file_whose_answers_loop_is_refused_and_the_next_best_is_taken(tmp_path: Path) -> None:
+    world, told = World(tmp_path), list[str]()
+    world.loops = 1
+    aim = Aim(bits=12)
+    found = Tuner(build_of("llamacpp"), world.attempt, aim, 4, told.append).run(answers=True)
+    (refused,) = [trial for trial in found.trials if trial.refusal]
+    assert refused.looping == (4,)
+    assert refused.kld < found.best.kld
+    assert found.best.size_bytes <= (found.limit_bytes or 0)
+    assert found.answers is not None
+    assert not found.answers.metrics["loops"], "of the one that is taken"
+    why = "its answers loop where the original's do not (prompts 4)"
+    assert f"known: that file ({refused.what}) is refused: {why}" in told
+
+
+def test_a_closer_file_is_built_where_one_that_passes_the_gates_loops(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.loops = 1
+    found = Tuner(build_of("llamacpp"), world.attempt, Aim(by_gates=True), 6).run(answers=True)
+    (refused,) = [trial for trial in found.trials if trial.refusal]
+    assert found.best.kld < refused.kld
+    assert found.best.size_bytes > refused.size_bytes
+
+
+@pytest.mark.parametrize("aim", [Aim(bits=12), Aim(), Aim(by_gates=True)])
+def test_where_all_files_loop_none_is_taken(tmp_path: Path, aim: Aim) -> None:
+    world = World(tmp_path)
+    world.loops = 99
+    with pytest.raises(TargetError, match="refused; the closest: its answers loop") as caught:
+        Tuner(build_of("llamacpp"), world.attempt, aim, 4).run(answers=True)
+    assert "evaluate.gates.loops" in (caught.value.hint or "")
+    assert Tuner(build_of("llamacpp"), world.attempt, aim, 4).run(answers=False).best
+
+
+def test_the_recipes_own_gate_on_loops_decides(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.loops = 1
+    build = build_of("llamacpp")
+    gates = {**build.recipe.evaluate.gates, "loops": Gate(max=0.5)}
+    evaluate = build.recipe.evaluate.model_copy(update={"gates": gates})
+    build = replace(build, recipe=build.recipe.model_copy(update={"evaluate": evaluate}))
+    found = Tuner(build, world.attempt, Aim(bits=12), 4).run(answers=True)
+    assert not any(trial.refusal for trial in found.trials)
+    assert found.answers is not None
+    assert found.answers.metrics["loops"] == 0.5
 
 
 def test_a_size_that_no_choice_reaches_is_refused_before_a_step(tmp_path: Path) -> None:

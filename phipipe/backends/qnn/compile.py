@@ -1,22 +1,22 @@
-"""Compilation: graphs in fixed point to contexts for one chip."""
+"""Compilation: a stage's graphs in fixed point to contexts for one chip."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import onnx
 
 from phipipe import progress
 from phipipe.backends.qnn import htp
-from phipipe.backends.qnn.pipeline import describe
-from phipipe.backends.qnn.stages import LENGTHS, copy_rest, facts_of, name_of, stages
+from phipipe.backends.qnn.stages import LENGTHS, facts_of, name_of, write_facts
 from phipipe.errors import StepFailed
 from phipipe.steps import Inputs, Params
 
 
 def compile(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the graphs of ``inputs["model"]`` as contexts for ``params["soc"]``, each whole on the
-    NPU.
+    """Step: the graphs of ``params["stage"]`` in ``inputs["model"]`` as contexts for
+    ``params["soc"]``, each whole on the NPU; and static.json.
 
     With ``params["shared"]`` the graphs for prompts and for single tokens share one binary and its
     weights.
@@ -25,19 +25,21 @@ def compile(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: a graph falls apart into several partitions, or the compiler refuses it.
     """
     source, soc, shared = inputs["model"], params["soc"], params["shared"]
-    facts = facts_of(source)
-    for stage in progress.each(list(stages(facts)), "parts"):
-        sessions = []  # all of one binary stay open until it is written
-        for kind in LENGTHS:
-            name = name_of(stage, kind)
-            last = shared and kind == LENGTHS[-1]
-            entries = _entries(out / name, shared=shared, last=last)
-            settings = {"enable_htp_weight_sharing": "1"} if shared else {}
-            sessions.append(htp.session(source / name, soc, entries, settings))
-            _check_context(out / name)
-        del sessions
-    copy_rest(source, out)
-    describe(out, facts | {"soc": dict(soc), "shared": shared})
+    sessions = []  # all of one binary stay open until it is written
+    target = out.absolute()
+    for kind in progress.each(LENGTHS, "graphs"):
+        name = name_of(params["stage"], kind)
+        last = shared and kind == LENGTHS[-1]
+        entries = _entries(target / name, shared=shared, last=last)
+        settings = {"enable_htp_weight_sharing": "1"} if shared else {}
+        # onnxruntime calls a context by a hash of the path that its graph was opened by
+        with contextlib.chdir(source):
+            session = htp.session(Path(name), soc, entries, settings)
+        _check_context(out / name)
+        if shared:
+            sessions.append(session)
+        del session
+    write_facts(out, facts_of(source) | {"soc": dict(soc), "shared": shared})
 
 
 def _entries(path: Path, *, shared: bool, last: bool) -> dict[str, str]:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from phipipe.backends.qnn.stages import CONFIG, EMBEDDING, FACTS, name_of, stages
+from phipipe.backends.qnn.stages import CONFIG, EMBEDDING, name_of, stages, write_facts
 from phipipe.steps import Json
 
 
 def describe(folder: Path, facts: Mapping[str, Json]) -> None:
     """Write ``static.json``, and the pipeline as ONNX Runtime GenAI reads it."""
-    (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_facts(folder, facts)
     (folder / CONFIG).write_text(json.dumps(config(facts), indent=2) + "\n", "utf-8")
 
 

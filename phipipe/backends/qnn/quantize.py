@@ -1,18 +1,23 @@
-"""Quantization: static graphs in fixed point, with ranges from calibration text."""
+"""Quantization: a stage's static graphs in fixed point, with ranges from calibration text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import onnx
 
-from phipipe import progress
 from phipipe.backends.qnn import calibration, fixed_point
-from phipipe.backends.qnn.pipeline import describe
+from phipipe.backends.qnn.calibrate import ranges_of
 from phipipe.backends.qnn.sizes import bits_of as width_of
-from phipipe.backends.qnn.stages import LENGTHS, copy_rest, data_of, name_of, stages
+from phipipe.backends.qnn.stages import (
+    LENGTHS,
+    data_of,
+    facts_of,
+    name_of,
+    stages,
+    write_facts,
+)
 from phipipe.backends.qnn.verify import verify
 from phipipe.backends.qnn.weights import DataFile
 from phipipe.backends.widths import from_params, of
@@ -22,34 +27,30 @@ from phipipe.steps import Inputs, Params
 
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: the graphs of ``inputs["model"]`` in fixed point, with ranges from
-    ``inputs["calibration"]``'s tokens.
+    """Step: the graphs of ``params["stage"]`` of ``inputs["model"]`` in fixed point, with the
+    ranges that ``calibrate`` left in ``inputs["ranges"]``.
 
     Linears get ``params["bits"]`` bits, those whose name contains a part of ``params["keep_8bit"]``
-    8, and the matrices in ``params["widths"]`` theirs. One stage is read, calibrated and written at
-    a time.
+    8, and the matrices in ``params["widths"]`` theirs. Writes the stage's two graphs, their weights
+    and static.json.
 
     Raises:
-        StepFailed: the calibration is too short, or a linear is not stored as asked.
+        StepFailed: a linear is not stored as asked.
     """
-    source = inputs["model"]
-    reading = calibration.Reading(
-        source, np.load(inputs["calibration"] / "tokens.npy", allow_pickle=False)
-    )
+    source, stage = inputs["model"], params["stage"]
+    facts = facts_of(source)
+    seen = ranges_of(inputs["ranges"], stage)
+    caches = calibration.cache_scales(seen, stages(facts)[stage])
     stored: set[str] = set()
-    for stage, layers in progress.each(list(stages(reading.facts).items()), "parts"):
-        seen = reading.through(stage)
-        caches = calibration.cache_scales(seen, layers)
-        with DataFile(out / data_of(stage)) as data:
-            for kind in LENGTHS:
-                name = name_of(stage, kind)
-                bits = bits_of(source / name, params)
-                fixed_point.quantize(source / name, out / name, data, seen[kind], bits, caches)
-                verify(out / name, bits, caches)
-                stored.update(bits)
+    with DataFile(out / data_of(stage)) as data:
+        for kind in LENGTHS:
+            name = name_of(stage, kind)
+            bits = bits_of(source / name, params)
+            fixed_point.quantize(source / name, out / name, data, seen[kind], bits, caches)
+            verify(out / name, bits, caches)
+            stored.update(bits)
     _check_all(params, stored)
-    copy_rest(source, out)
-    describe(out, reading.facts | {"caches": "uint8"})
+    write_facts(out, facts | {"caches": "uint8"})
 
 
 def bits_of(graph: Path, params: Params) -> dict[str, int]:

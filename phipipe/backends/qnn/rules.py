@@ -13,9 +13,8 @@ from phipipe.backends.rules import Rule
 if TYPE_CHECKING:
     from phipipe.models.checkpoint import Checkpoint
 
-# Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens:
-# emulated, a billion parameters take two cores about 2 min for 64 tokens of a prompt, 30 s for one
-# of an answer. Both ways gave the same divergence within 2 % (hidden size 3072).
+# Larger models are scored in fixed point on the CPU, and emulated for one prompt and a few tokens
+# (what that takes: ``times``). Both ways gave the same divergence within 2 % (hidden size 3072).
 EMULATED_PARAMETERS = 2 * 10**8
 
 

@@ -97,14 +97,12 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self.facts = facts_of(folder)
-        is_emulated = bool(self.facts["soc"]) and htp.emulated()
-        if is_emulated and self.facts["shared"]:
+        if self.facts["soc"] and self.facts["shared"] and htp.emulated():
             raise StepFailed(
                 "the emulator cannot load graphs that share their weights",
                 hint="run this package on the device; its fidelity was measured on the same "
                 "graphs compiled apart",
             )
-        self.pipeline = "Qualcomm's HTP emulator" if is_emulated else "this machine"
         self._folder = folder
         self._embedding = cpu(folder / EMBEDDING)
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -120,12 +118,6 @@ class Session:
         return np.concatenate(
             [self.run(caches, tokens[i : i + step]) for i in range(0, len(tokens), step)]
         )
-
-    def decode(self, tokens: Sequence[int], prompt: int) -> npt.NDArray[np.float32]:
-        """Logits of ``tokens``, the first ``prompt`` of them in chunks, the others one by one."""
-        caches, step = self._caches(), self.facts["prompt_length"]
-        read = [self.run(caches, tokens[i : min(i + step, prompt)]) for i in range(0, prompt, step)]
-        return np.concatenate([*read, *(self.run(caches, [token]) for token in tokens[prompt:])])
 
     def generate(
         self, prompt: Sequence[int], limit: int, choose: Choose | None = None

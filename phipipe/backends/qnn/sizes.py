@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from phipipe.backends.qnn.options import Options
+from phipipe.backends.qnn.stages import stages_of
 from phipipe.backends.widths import Stored, Stores, Width, of
 from phipipe.models import linears
 
@@ -73,21 +74,36 @@ def parts_of(checkpoint: Checkpoint) -> int:
     return -(-checkpoint.layers // most)
 
 
-def sizes(job: Job[Options], bits: int, parts: int) -> dict[str, int]:
-    """Bytes of: the graphs in "float" and in "fixed" point, and of those the "embedding" and the
-    largest "part"; the largest "tensor" in float; in calibration, what passes the "border" between
-    parts, the "caches" of one part, and its weights, "mapped" from its file."""
-    c, recipe, options, widths = job.checkpoint, job.recipe, job.options, job.widths
-    kept = options.keep_8bit if bits == 4 else []
-    table, longest = c.vocab_size * c.hidden_size, -(-c.layers // parts)
+def stage_bytes(job: Job[Options], bits: int, parts: int) -> dict[str, int]:
+    """Bytes of the weights of each stage in fixed point."""
+    c, widths = job.checkpoint, job.widths
+    kept = job.options.keep_8bit if bits == 4 else []
     usual = 8 if bits == 8 or any(part in "lm_head.weight" for part in kept) else 4
-    head = table * (bits_of(widths[linears.HEAD]) if linears.HEAD in widths else usual) // 8
-    layers = [layer_bytes(c, bits, kept, widths, layer) for layer in range(c.layers)]
+    head = bits_of(widths[linears.HEAD]) if linears.HEAD in widths else usual
+    return {
+        stage: sum(layer_bytes(c, bits, kept, widths, layer) for layer in layers)
+        if layers
+        else head * c.vocab_size * c.hidden_size // 8
+        for stage, layers in stages_of(c.layers, parts).items()
+    }
+
+
+def stage_parameters(checkpoint: Checkpoint, parts: int) -> dict[str, int]:
+    """How many weights the linears of each stage have."""
+    layer, head = layer_bytes(checkpoint, 8, []), checkpoint.vocab_size * checkpoint.hidden_size
+    found = stages_of(checkpoint.layers, parts)
+    return {stage: len(layers) * layer if layers else head for stage, layers in found.items()}
+
+
+def sizes(job: Job[Options], parts: int) -> dict[str, int]:
+    """Bytes of: the graphs in "float", and of those the "embedding"; the largest "tensor" in float;
+    in calibration, what passes the "border" between parts, the "caches" of one part, and its
+    weights, "mapped" from its file."""
+    c, recipe, options = job.checkpoint, job.recipe, job.options
+    table, longest = c.vocab_size * c.hidden_size, -(-c.layers // parts)
     return {
         "float": 4 * (c.parameters + (table if c.tied else 0)) + 2**20,
-        "fixed": 4 * table + head + sum(layers) + 2**20,
         "embedding": 4 * table,
-        "part": max(head, longest * max(layers)),
         "tensor": 4 * max(table, 2 * c.intermediate_size * c.hidden_size),
         "border": 4 * recipe.calibrate.tokens * c.hidden_size,
         "caches": 4 * longest * 2 * c.kv_heads * c.head_size * options.context_length,

@@ -1,7 +1,8 @@
 """A folder of static graphs: which files it has, and what ``static.json`` says of them.
 
 A stage is one part of the layers, or the LM head: a graph for prompts, one for single tokens, and
-their weights, which lie in one file beside them. Light: no toolchain is needed.
+their weights, which lie in one file beside them. A folder holds all stages and what runs before
+them, or one stage alone. Light: no toolchain is needed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from phipipe.models.staging import copy_beside
 from phipipe.steps import Json
 
 FACTS = "static.json"
 CONFIG = "genai_config.json"
 EMBEDDING = "embedding.onnx"
+HEAD = "head"
 LENGTHS = ("prompt", "token")
 
 
@@ -31,9 +32,13 @@ def ranges_of(layers: int, parts: int) -> list[range]:
 def stages(facts: Mapping[str, Json]) -> dict[str, range]:
     """Names of what runs after the embedding, in that order, and the layers of each: "decoder_0" …,
     then "head"."""
-    ranges = ranges_of(facts["layers"], facts["parts"])
-    parts = {f"decoder_{i}": layers for i, layers in enumerate(ranges)}
-    return parts | {"head": range(0)}
+    return stages_of(facts["layers"], facts["parts"])
+
+
+def stages_of(layers: int, parts: int) -> dict[str, range]:
+    """The same of a model with so many ``layers`` in ``parts``."""
+    ranges = ranges_of(layers, parts)
+    return {f"decoder_{i}": one for i, one in enumerate(ranges)} | {HEAD: range(0)}
 
 
 def name_of(stage: str, length: str) -> str:
@@ -53,7 +58,6 @@ def facts_of(folder: Path) -> dict[str, Json]:
     return facts
 
 
-def copy_rest(source: Path, out: Path) -> None:
-    """The files that no step changes: the embedding, the tokenizer's, the licence."""
-    weights = {data_of(stage) for stage in stages(facts_of(source))}
-    copy_beside(source, out, leave=lambda name: name in weights or (out / name).exists())
+def write_facts(folder: Path, facts: Mapping[str, Json]) -> None:
+    """Write ``static.json``."""
+    (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", "utf-8")

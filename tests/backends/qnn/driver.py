@@ -7,6 +7,8 @@ them (see there).
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,16 @@ import onnx
 from onnx import TensorProto
 from testing import oracle
 from testing.drive import answer, message
+from testing.static_graphs import calibrated, compiled, decode, emulated, joined, quantized
 
 from phipipe.backends import qnn as backend
+from phipipe.backends.emulated import read
 from phipipe.backends.qnn import compile as compilation
 from phipipe.backends.qnn import convert as conversion
 from phipipe.backends.qnn import fixed_point, weights
 from phipipe.backends.qnn import quantize as quantization
 from phipipe.backends.qnn import session as static_session
+from phipipe.backends.qnn.chain import SOCS
 from phipipe.backends.qnn.verify import verify
 from phipipe.evaluate.sanity import PARITY_TEXT
 
@@ -40,6 +45,7 @@ MAPPED = {
     },
 }
 INT4 = {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
+APART = {"soc": dict(SOCS["x-elite"]), "shared": False}
 
 
 def made(folder: Path) -> Path:
@@ -58,7 +64,7 @@ def convert(root: Path) -> dict[str, Any]:
         )
         session, expected = static_session.Session(out), np.load(root / f"{name}.npy")
         facts[name] = {
-            "decoded": oracle.kld(expected[:150], session.decode(ids[:150], 100)),
+            "decoded": oracle.kld(expected[:150], decode(session, ids[:150], 100)),
             "chunks": oracle.kld(expected[:200], session.logits(ids[:200])),
         }
         answer = list(session.generate(ids[:40], 6))
@@ -78,23 +84,21 @@ def split(root: Path) -> dict[str, Any]:
     """The same model in several parts: float, fixed point, on the emulator."""
     ids, facts = json.loads((root / "ids.json").read_text())[:80], {}
     expected = np.load(root / "source.npy")
-    whole = static_session.Session(root / "float" / "source").decode(ids, 64)
+    whole = decode(static_session.Session(root / "float" / "source"), ids, 64)
     for parts in PARTS:
-        out = {
-            name: made(root / "split" / str(parts) / name)
-            for name in ("float", "fixed", "compiled")
-        }
+        out = {name: root / "split" / str(parts) / name for name in ("float", "fixed", "compiled")}
         conversion.convert(
             {"source": root / "source"},
-            out["float"],
+            made(out["float"]),
             {"config_patch": {}, "parts": parts, **LENGTHS},
         )
-        inputs = {"model": out["float"], "calibration": root / "calibration"}
-        quantization.quantize(inputs, out["fixed"], {"bits": 8, "keep_8bit": []})
-        apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
-        compilation.compile({"model": out["fixed"]}, out["compiled"], apart)
+        work, model = root / "split" / str(parts), out["float"]
+        ranges = calibrated(model, root / "calibration", work / "ranges")
+        fixed = quantized(model, ranges, work / "quantized", {"bits": 8, "keep_8bit": []})
+        joined(model, fixed, out["fixed"])
+        joined(model, compiled(fixed, work / "contexts", APART), out["compiled"])
         found = {
-            name: static_session.Session(folder).decode(ids, 64) for name, folder in out.items()
+            name: decode(static_session.Session(folder), ids, 64) for name, folder in out.items()
         }
         graphs = [
             onnx.load(str(p), load_external_data=False).graph
@@ -141,15 +145,16 @@ def quantize(root: Path) -> dict[str, Any]:
         np.asarray(json.loads((root / "calibration.json").read_text()), np.int32),
     )
     facts: dict[str, Any] = {}
+    source = root / "float" / "source"
+    ranges = calibrated(source, calibration, root / "ranges")
     cases = {"int8": {"bits": 8, "keep_8bit": []}, "int4": INT4, "again": INT4, "map": MAPPED}
     for name, params in cases.items():
-        out = made(root / name)
-        quantization.quantize(
-            {"model": root / "float" / "source", "calibration": calibration}, out, params
-        )
-        session = static_session.Session(out)
+        if name == "again":
+            ranges = calibrated(source, calibration, root / "ranges again")
+        parts = quantized(source, ranges, root / "stages" / name, params)
+        session = static_session.Session(joined(source, parts, root / name))
         facts[name] = {
-            "kld": oracle.kld(expected[:120], session.decode(ids[:120], 64)),
+            "kld": oracle.kld(expected[:120], decode(session, ids[:120], 64)),
             "caches": session.facts["caches"],
         }
         session.close()
@@ -159,12 +164,10 @@ def quantize(root: Path) -> dict[str, Any]:
     facts["gate"] = stored["model.layers.1.mlp.gate_proj.weight"] == TensorProto.INT4
     facts["eights"] = eights(root / "map")
     lost = {**MAPPED, "widths": {"layers.9.mlp.down_proj": {"bits": 8, "group_size": None}}}
+    lost = {**MAPPED, "widths": {"layers.9.mlp.down_proj": {"bits": 8, "group_size": None}}}
+    inputs = {"model": source, "ranges": ranges}
     facts["lost"] = message(
-        lambda: quantization.quantize(
-            {"model": root / "float" / "source", "calibration": calibration},
-            made(root / "unused3"),
-            lost,
-        )
+        lambda: quantization.quantize(inputs, made(root / "unused3"), {**lost, "stage": "head"})
     )
     facts["scales"] = message(lambda: verify(one_scale(root), {"lm_head.weight": 8}, {}))
     same = [
@@ -178,15 +181,32 @@ def quantize(root: Path) -> dict[str, Any]:
     facts["float"] = message(
         lambda: verify(root / "float" / "source" / "head_prompt.onnx", bits8, {})
     )
-    ranges = {f"{kind}_{i}": (0.5, 7) for i in range(5) for kind in ("key", "value")}
-    facts["range"] = message(lambda: verify(root / "int8" / "decoder_0_prompt.onnx", {}, ranges))
+    other = {f"{kind}_{i}": (0.5, 7) for i in range(5) for kind in ("key", "value")}
+    facts["range"] = message(lambda: verify(root / "int8" / "decoder_0_prompt.onnx", {}, other))
     short = made(root / "short")
     np.save(short / "tokens.npy", np.zeros((2, 70), np.int32))
-    wrong = {"model": root / "float" / "source", "calibration": short}
-    facts["short"] = message(
-        lambda: quantization.quantize(wrong, made(root / "unused"), {"bits": 8, "keep_8bit": []})
-    )
+    facts["short"] = message(lambda: calibrated(source, short, root / "unused"))
+    facts["apart"] = changed_stages(root)
     return facts
+
+
+def changed_stages(root: Path) -> dict[str, list[str]]:
+    """Of two parts and the head, the stages whose files differ where one matrix is wider."""
+    work, source = root / "two", root / "two" / "float"
+    parts = {"config_patch": {}, "parts": 2, **LENGTHS}
+    conversion.convert({"source": root / "source"}, made(source), parts)
+    ranges = calibrated(source, root / "calibration", work / "ranges")
+    usual = quantized(source, ranges, work / "usual", INT4)
+    found = {}
+    for name in ("layers.0.mlp.gate_up_proj", "layers.4.mlp.gate_up_proj"):
+        wider = {**INT4, "widths": {name: {"bits": 8, "group_size": None}}}
+        other = quantized(source, ranges, work / name, wider)
+        found[name] = [stage for stage in usual if content(usual[stage]) != content(other[stage])]
+    return found
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def eights(folder: Path) -> list[str]:
@@ -211,15 +231,15 @@ def one_scale(root: Path) -> Path:
 def compile(root: Path) -> dict[str, Any]:
     ids, expected = json.loads((root / "ids.json").read_text()), np.load(root / "source.npy")
     facts: dict[str, Any] = {}
+    source, fixed = root / "float" / "source", dict.fromkeys(("decoder_0", "head"), root / "int4")
     for name, soc, shared in (
         ("apart", "x-elite", False),
         ("shared", "x-elite", True),
         ("other", "8-elite", True),
     ):
-        out = made(root / "compiled" / name)
-        compilation.compile(
-            {"model": root / "int4"}, out, {"soc": dict(backend.SOCS[soc]), "shared": shared}
-        )
+        params = {"soc": dict(SOCS[soc]), "shared": shared}
+        contexts = compiled(fixed, root / "contexts" / name, params)
+        out = joined(source, contexts, root / "compiled" / name)
         graphs = [onnx.load(str(p), load_external_data=False).graph for p in out.glob("*_*.onnx")]
         binaries = {p.name: p.stat().st_size for p in out.glob("*.bin")}
         facts[name] = {
@@ -228,13 +248,14 @@ def compile(root: Path) -> dict[str, Any]:
         }
         facts[name]["config"] = json.loads((out / "genai_config.json").read_text())
     session = static_session.Session(root / "compiled" / "apart")
-    facts["kld"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
+    whole = decode(session, ids[:80], 64)
+    facts["kld"] = oracle.kld(expected[:80], whole)
     session.close()
-    out = made(root / "compiled" / "map")
-    chip = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
-    compilation.compile({"model": root / "map"}, out, chip)
-    session = static_session.Session(out)
-    facts["map"] = oracle.kld(expected[:80], session.decode(ids[:80], 64))
+    facts["emulated"] = emulation(root, whole)
+    facts["anywhere"] = is_same_anywhere(root)
+    mapped = compiled(dict.fromkeys(fixed, root / "map"), root / "contexts" / "map", APART)
+    session = static_session.Session(joined(source, mapped, root / "compiled" / "map"))
+    facts["map"] = oracle.kld(expected[:80], decode(session, ids[:80], 64))
     session.close()
     facts["shared on the emulator"] = message(lambda: backend.open(root / "compiled" / "shared"))
     tokenizer = backend.FACE.tokenizer(root / "compiled" / "shared")
@@ -249,11 +270,46 @@ def compile(root: Path) -> dict[str, Any]:
     for path in (root / "int4").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     onnx.save(broken, str(folder / "head_prompt.onnx"))
-    apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
+    head = {**APART, "stage": "head"}
     facts["broken"] = message(
-        lambda: compilation.compile({"model": folder}, made(root / "unused2"), apart)
+        lambda: compilation.compile({"model": folder}, made(root / "unused2"), head)
     )
     return facts
+
+
+ALONE = """
+import json, sys
+from pathlib import Path
+from phipipe.backends.qnn.compile import compile
+compile({"model": Path(sys.argv[1])}, Path(sys.argv[2]), json.loads(sys.argv[3]))
+"""
+
+
+def is_same_anywhere(root: Path) -> bool:
+    """Whether graphs that lie in two folders make the same contexts, each in a new process."""
+    shutil.copytree(root / "int4", root / "elsewhere" / "int4")
+    sources = (root / "int4", root / "elsewhere" / "int4")
+    outs = [made(root / "anywhere" / name) for name in "ab"]
+    for source, out in zip(sources, outs, strict=True):
+        params = json.dumps({**APART, "stage": "decoder_0"})
+        subprocess.run([sys.executable, "-c", ALONE, source, out, params], check=True)
+    one, other = map(content, outs)
+    return one == other and len(one) == 5
+
+
+def emulation(root: Path, whole: np.ndarray) -> dict[str, Any]:
+    """Stage by stage, against ``whole``: all stages in turn for each position."""
+    ids, tokens = json.loads((root / "ids.json").read_text()), made(root / "tokens")
+    np.save(tokens / "tokens.npy", np.asarray([ids[:100]], np.int32))
+    source, names = root / "float" / "source", ("decoder_0", "head")
+    apart = {name: root / "contexts" / "apart" / name for name in names}
+    left = emulated(source, apart, tokens, root / "emulated", 16)
+    np.save(tokens / "tokens.npy", np.asarray([ids[:70]], np.int32))
+    return {
+        "same": bool(np.array_equal(read(left).logits, whole)),
+        "by": read(left).pipeline,
+        "short": message(lambda: emulated(source, apart, tokens, root / "unused4", 16)),
+    }
 
 
 def main(root: Path) -> None:

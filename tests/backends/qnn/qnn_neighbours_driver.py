@@ -16,12 +16,11 @@ import onnx
 from testing import oracle
 from testing.dense_checkpoints import VARIANTS
 from testing.drive import answer
+from testing.static_graphs import calibrated, compiled, decode, joined, quantized
 
-from phipipe.backends import qnn as backend
-from phipipe.backends.qnn import compile as compilation
 from phipipe.backends.qnn import convert as conversion
-from phipipe.backends.qnn import quantize as quantization
 from phipipe.backends.qnn import session as static_session
+from phipipe.backends.qnn.chain import SOCS
 
 LENGTHS = {"prompt_length": 64, "context_length": 256}
 INT8: dict[str, Any] = {"bits": 8, "keep_8bit": []}
@@ -41,7 +40,7 @@ def in_float(root: Path, name: str) -> dict[str, Any]:
     ids, expected = json.loads((root / "ids.json").read_text()), np.load(root / f"{name}.npy")
     session = static_session.Session(converted(root, name))
     found = {
-        "decoded": oracle.kld(expected[:150], session.decode(ids[:150], 100)),
+        "decoded": oracle.kld(expected[:150], decode(session, ids[:150], 100)),
         "chunks": oracle.kld(expected[:200], session.logits(ids[:200])),
     }
     session.close()
@@ -55,17 +54,15 @@ def in_fixed_point(root: Path, name: str) -> dict[str, Any]:
     calibration.mkdir(exist_ok=True)
     words = json.loads((root / "ids.json").read_text())
     np.save(calibration / "tokens.npy", np.asarray([words[:80], words[80:160]], np.int32))
-    fixed, compiled = root / "fixed" / name, root / "compiled" / name
-    for folder in (fixed, compiled):
-        folder.mkdir(parents=True)
-    inputs = {"model": converted(root, name), "calibration": calibration}
-    quantization.quantize(inputs, fixed, INT8)
-    apart = {"soc": dict(backend.SOCS["x-elite"]), "shared": False}
-    compilation.compile({"model": fixed}, compiled, apart)
-    graphs = [onnx.load(str(p), load_external_data=False).graph for p in compiled.glob("*_*.onnx")]
+    source, work = converted(root, name), root / "work" / name
+    parts = quantized(source, calibrated(source, calibration, work / "ranges"), work / "1", INT8)
+    fixed = joined(source, parts, root / "fixed" / name)
+    apart = {"soc": dict(SOCS["x-elite"]), "shared": False}
+    contexts = joined(source, compiled(parts, work / "2", apart), root / "compiled" / name)
+    graphs = [onnx.load(str(p), load_external_data=False).graph for p in contexts.glob("*_*.onnx")]
     return {
-        "fixed": oracle.kld(expected[:80], static_session.Session(fixed).decode(ids, 64)),
-        "emulated": oracle.kld(expected[:80], static_session.Session(compiled).decode(ids, 64)),
+        "fixed": oracle.kld(expected[:80], decode(static_session.Session(fixed), ids, 64)),
+        "emulated": oracle.kld(expected[:80], decode(static_session.Session(contexts), ids, 64)),
         "nodes": sorted({node.op_type for graph in graphs for node in graph.node}),
     }
 

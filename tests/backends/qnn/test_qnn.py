@@ -26,6 +26,7 @@ from phipipe.hub import take
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import card, programs
 from phipipe.package.description import Description
+from phipipe.steps import Step
 
 DRIVER = Path(__file__).parent / "driver.py"
 
@@ -141,49 +142,104 @@ def test_what_cannot_be_compiled_is_refused_with_its_reason() -> None:
     assert advice(recipe(), checkpoint(parameters=3_800_000_000)) == [("Q10", "warning")]
 
 
+def steps(asked: Any, options: qnn.Options | None = None, **changes: Any) -> dict[str, Step]:
+    made = qnn.steps(Job(asked, options or qnn.Options(), checkpoint(**changes), {}))
+    return {step.name: step for step in made}
+
+
 def test_a_large_model_is_scored_in_fixed_point_and_emulated_for_a_few_tokens() -> None:
-    def flags(**changes: Any) -> dict[str, tuple[bool, bool]]:
-        made = qnn.steps(Job(recipe(), qnn.Options(), checkpoint(**changes), {}))
-        return {step.name: (step.twin, step.tried) for step in made if step.twin or step.tried}
+    small, large = (steps(recipe(), parameters=n) for n in (10_000_000, 3_800_000_000))
+    assert [name for name, step in small.items() if step.twin] == ["compile-apart"]
+    assert [name for name, step in large.items() if step.twin] == ["quantize"]
+    assert "quantize" not in small
+    assert "compile-apart" not in large, "nobody opens it"
+    for made, decoded in ((small, 32), (large, 2)):
+        assert [name for name, step in made.items() if step.tried] == ["emulate-head"]
+        assert {s.params["decoded"] for s in made.values() if s.runs == "qnn/emulate"} == {decoded}
 
-    assert flags(parameters=10_000_000) == {"compile-apart": (True, True)}
-    assert flags(parameters=3_800_000_000) == {
-        "quantize": (True, False),
-        "compile-apart": (False, True),
-    }
+
+def test_what_is_emulated_is_checked_once_all_stages_are() -> None:
+    plan = {step.name: step for step in planned(*ON_NPU).steps}
+    assert plan["emulate"].needs == {"decoded": "emulate-head", "baseline": "baseline"}
+    assert plan["emulate"].params["decoded"] == 32
+    assert plan["emulate-head"].needs == {"compiled": "compile-apart-head", "before": "emulate-0"}
+    assert plan["package"].needs["artifact"] == "compile"
+    assert plan["package"].params["twin"] == "compile-apart"
 
 
-def test_both_compilations_start_from_the_same_graphs() -> None:
-    made = qnn.steps(Job(recipe("int4"), qnn.Options(soc="8-elite"), checkpoint(), {}))
-    assert [(s.name, s.twin) for s in made] == [
-        ("convert", False),
-        ("quantize", False),
-        ("compile-apart", True),
-        ("compile", False),
-    ]
-    assert made[2].needs == made[3].needs == {"model": "quantize"}
-    assert made[3].params == {"soc": {"model": 69, "arch": 79}, "shared": True}
-    assert made[1].params == {"bits": 4, "keep_8bit": ["down_proj", "lm_head"]}
-    assert qnn.steps(Job(recipe(), qnn.Options(), checkpoint(), {}))[1].params == {
-        "bits": 8,
-        "keep_8bit": [],
-    }
+def test_each_stage_is_quantized_compiled_and_emulated_by_itself() -> None:
+    made = steps(recipe("int4"), qnn.Options(soc="8-elite", parts=2))
+    for stage, of in (("0", "decoder_0"), ("1", "decoder_1"), ("head", "head")):
+        assert made[f"quantize-{stage}"].needs == {"model": "convert", "ranges": "calibrate"}
+        assert made[f"quantize-{stage}"].params == {
+            "stage": of,
+            "bits": 4,
+            "keep_8bit": ["down_proj", "lm_head"],
+        }
+        for verb, shared in (("compile-apart", False), ("compile", True)):
+            step = made[f"{verb}-{stage}"]
+            assert step.needs == {"model": f"quantize-{stage}"}
+            chip = {"model": 69, "arch": 79}
+            assert step.params == {"stage": of, "soc": chip, "shared": shared}
+    assert list(made)[-1] == "compile"
+    read = list(made["compile"].needs.values())
+    assert read == ["convert", "compile-0", "compile-1", "compile-head"]
+    assert steps(recipe())["quantize-0"].params["keep_8bit"] == []
+
+
+def test_the_ranges_serve_every_precision_and_map() -> None:
+    def of(*sets: str) -> dict[str, Step]:
+        return {step.name: step for step in planned(*ON_NPU, *sets).steps}
+
+    usual, wide = of("precision=int4"), of("precision=int8")
+    mapped = of("precision=int4", "quantize.parts=2", 'quantize.map={"layers.3.*": {bits: 8}}')
+    parts = of("precision=int4", "quantize.parts=2")
+    assert usual["calibrate"] == wide["calibrate"]
+    assert usual["quantize-0"] != wide["quantize-0"]
+    changed = [name for name in parts if parts[name].params != mapped[name].params]
+    assert [name for name in changed if name.startswith("quantize")] == ["quantize-1"]
+
+
+def test_memory_and_time_of_a_stage_follow_its_size() -> None:
+    whole, split = (steps(recipe(), qnn.Options(parts=n)) for n in (1, 4))
+    for verb in ("compile-apart", "compile", "emulate"):
+        one, four = whole[f"{verb}-0"], split[f"{verb}-0"]
+        assert one.memory_bytes > 3 * four.memory_bytes - 3 * 2**30
+        assert one.seconds is not None
+        assert four.seconds is not None
+        assert one.seconds == pytest.approx(4 * four.seconds, rel=0.1)
+    few = steps(recipe(), qnn.Options(parts=4), parameters=3_800_000_000)
+    assert (few["emulate-0"].seconds or 0) < (split["emulate-0"].seconds or 0)
+
+
+def test_a_full_size_build_is_foretold_in_minutes_that_grow_with_context_and_tokens() -> None:
+    def seconds(verb: str, **options: Any) -> float:
+        made = steps(recipe(), qnn.Options(**options), parameters=3_800_000_000)
+        return sum(s.seconds or 0 for s in made.values() if s.runs == f"qnn/{verb}")
+
+    usual, long = ({"context_length": n} for n in (512, 2048))
+    assert 500 < seconds("compile", **usual) < seconds("compile", **long) < 2400
+    assert 300 < seconds("emulate", **usual) < seconds("emulate", **long) < 1800
+    assert seconds("emulate", prompt_length=256) > seconds("emulate")
+    assert seconds("calibrate") == pytest.approx(0.06 * 3.7 * 16_384, rel=0.1)
 
 
 def test_the_step_holds_the_widths_of_the_map() -> None:
     text = '{"layers.0.*": {bits: 8}, lm_head: {bits: 4}}'
     plan = planned(*ON_NPU, f"quantize.map={text}")
-    (step,) = [step for step in plan.steps if step.name == "quantize"]
-    assert step.params["widths"]["lm_head"] == {"bits": 4, "group_size": None}
-    assert len(step.params["widths"]) == 5
+    made = {step.name: step for step in plan.steps}
+    assert made["quantize-head"].params["widths"] == {
+        "lm_head": {"bits": 4, "group_size": None},
+    }
+    assert len(made["quantize-0"].params["widths"]) == 4
     sizes = {one.name: one.size_bytes for one in plan.matrices}
     assert sizes["lm_head"] == 2304 * 256 // 2
     assert sizes["layers.*.mlp.down_proj"] == 256 * 768
-    (usual,) = [s for s in planned(*ON_NPU).steps if s.name == "quantize"]
-    assert "widths" not in usual.params
+    usual = {step.name: step for step in planned(*ON_NPU).steps}
+    assert "widths" not in usual["quantize-0"].params
     # of the first layer all but down are wider now, and the head is narrower
     wider = (512 + 256 + 1536) * 256 - 2304 * 256
-    assert step.output_bytes - usual.output_bytes == wider // 2
+    assert made["compile"].output_bytes - usual["compile"].output_bytes == wider // 2
 
 
 @pytest.mark.parametrize(
@@ -315,6 +371,13 @@ def test_a_map_gives_single_linears_their_bits(facts: dict[str, Any]) -> None:
     assert section(facts, "compile")["map"] < 2e-2
 
 
+def test_a_width_changes_its_own_stage_alone(facts: dict[str, Any]) -> None:
+    assert section(facts, "quantize")["apart"] == {
+        "layers.0.mlp.gate_up_proj": ["decoder_0"],
+        "layers.4.mlp.gate_up_proj": ["decoder_1"],
+    }
+
+
 def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> None:
     kind, words, _ = section(facts, "quantize")["short"]
     assert kind == "StepFailed"
@@ -324,6 +387,10 @@ def test_too_short_a_calibration_says_what_it_takes(facts: dict[str, Any]) -> No
 @pytest.mark.parametrize("name", ["apart", "shared", "other"])
 def test_every_graph_is_one_context(facts: dict[str, Any], name: str) -> None:
     assert section(facts, "compile")[name]["nodes"] == ["EPContext"] * 4
+
+
+def test_contexts_are_the_same_wherever_the_graphs_lie(facts: dict[str, Any]) -> None:
+    assert section(facts, "compile")["anywhere"]
 
 
 def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> None:
@@ -337,6 +404,14 @@ def test_prompt_and_token_graphs_share_their_weights(facts: dict[str, Any]) -> N
 
 def test_the_emulated_npu_decodes_as_the_original(facts: dict[str, Any]) -> None:
     assert section(facts, "compile")["kld"] < 1e-2
+
+
+def test_stages_one_after_another_compute_what_all_do_in_turn(facts: dict[str, Any]) -> None:
+    found = section(facts, "compile")["emulated"]
+    assert found["same"], "bit for bit"
+    assert found["by"] == "Qualcomm's HTP emulator"
+    assert found["short"][0] == "StepFailed"
+    assert "decode 16 tokens after a prompt of 64" in found["short"][1]
 
 
 def test_what_the_emulator_cannot_load_is_said(facts: dict[str, Any]) -> None:
