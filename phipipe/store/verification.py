@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from phipipe.store import files
+from phipipe.errors import StepFailed
+from phipipe.store import files, letting_go
 from phipipe.store.quarantine import Quarantine
 from phipipe.store.records import Damaged, NoRecord, Records
 from phipipe.store.trees import Trees
+
+
+def lost(message: str) -> StepFailed:
+    """What to say where something was made again and again, and is damaged each time."""
+    return StepFailed(message, hint="check the disk; then phipipe cache verify")
 
 
 def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
@@ -23,9 +29,12 @@ def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
             continue
         if stored.digest in damaged:
             quarantine.put(path, seen)
-        elif not stored.path.is_dir():
+        elif not trees.path(stored.digest).is_dir() and stored.is_whole:
             findings.append(f"the result {path.stem[:12]} is gone")
             quarantine.drop(path, seen)
+        elif not stored.is_whole and not letting_go.is_left(stored):
+            findings.append(f"what is left of the result {path.stem[:12]} is damaged")
+            quarantine.put(path, seen, findings[-1])
     return findings
 
 

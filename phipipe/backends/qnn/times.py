@@ -11,8 +11,8 @@ caches of 512 and of 2048 positions:
     convert     9 s; quantize 7 s
 
 The embedded model's steps take START_S at most, besides its 0.6 s for a token. Compiler and
-emulator compute in one thread (95 % of the CPU's time and more is one thread's, where two cores
-are free); calibration takes all cores, so that it ends sooner than said. Attention
+emulator compute in one thread (of the emulator's CPU time 80 to 93 % is one thread's, where two
+cores are free); calibration takes all cores, so that it ends sooner than said. Attention
 costs by positions, as the HTP splits it by them. Other machines differ by a factor of two; after
 the first run its own times count (``execution.estimates``).
 """
