@@ -177,12 +177,14 @@ def _needed(files: Mapping[str, int]) -> Iterator[tuple[str, int]]:
             yield path, size
 
 
+# step and parameter that say what context the files are for; llama.cpp's `convert` did until 2026
+_TOLD_CONTEXT = (("outline", "context"), ("convert", "context"), ("bundle", "context_length"))
+
+
 def _context(package: Description) -> int:
     """As its files have it: what a step was told, else what the recipe asks for."""
     told = (
-        step.params.get(key)
-        for name, key in (("convert", "context"), ("bundle", "context_length"))
-        if (step := package.steps.get(name))
+        step.params.get(key) for name, key in _TOLD_CONTEXT if (step := package.steps.get(name))
     )
     extra = package.recipe.model_extra or {}
     lengths = [*told, package.recipe.quantize.get("context_length"), extra.get("context")]

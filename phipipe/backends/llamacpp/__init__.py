@@ -1,9 +1,12 @@
-"""llama.cpp: checkpoint → GGUF at its own width, once → llama.cpp's quantization types → one file
-and a Modelfile.
+"""llama.cpp: checkpoint → outline of its GGUF, once → one file, in floats or in llama.cpp's
+quantization types, and a Modelfile.
 
-Conversion is llama.cpp's own converter, as auto-round carries it (toolchain ``torch``);
-quantization, evaluation and chat run in llama.cpp itself (toolchain ``llamacpp``). Both work tensor
-by tensor: the weights are never in memory as a whole.
+The outline is what llama.cpp's own converter, as auto-round carries it (toolchain ``torch``),
+would write, without the matrices that are rows of the checkpoint's. These are read, rounded by ggml
+and written one after the other (toolchain ``llamacpp``), in the types that llama.cpp itself
+chooses: the weights are never in memory as a whole, and no copy of them in floats is written on the
+way. A small model, or the first layers of a large one, is written in floats beside it, by the same
+outline and from the same rows, and compared with the original.
 
 Importance matrix: for every linear, the mean over calibration tokens of each input's square,
 computed on the original in fp32. llama.cpp weighs rounding errors by it (llama.cpp,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 TOOLCHAIN = "llamacpp"
 STEPS: Mapping[str, str] = {
+    "outline": "phipipe.backends.llamacpp.outline:outline",
     "convert": "phipipe.backends.llamacpp.convert:convert",
     "imatrix": "phipipe.backends.llamacpp.imatrix:imatrix",
     "quantize": "phipipe.backends.llamacpp.quantize:quantize",
@@ -67,22 +71,27 @@ def _special(options: Options) -> Mapping[str, str]:
 
 
 def steps(job: Job[Options]) -> list[Step]:
-    """``convert``, shared by all quantized types; ``imatrix`` where asked for; ``quantize``."""
+    """``outline``, shared by all quantized types; ``convert``, where floats are asked for, or to be
+    compared with the original; ``imatrix`` where asked for; ``quantize``."""
     wanted = type_of(job.recipe, job.options)
     if wanted in FLOATS:
-        return [_convert_step(job, wanted)]
+        return [_outline_step(job, wanted), _convert_step(job, wanted)]
     # Quantization starts from the checkpoint's own width, so that nothing is rounded twice.
-    convert_step = _convert_step(job, _own_width(job.checkpoint))
-    imatrix_steps = [_imatrix_step(job.checkpoint)] if job.options.imatrix else []
-    return [convert_step, *imatrix_steps, _quantize_step(job, wanted)]
+    own = _own_width(job.checkpoint)
+    return [
+        _outline_step(job, own),
+        *([] if job.checkpoint.large else [_convert_step(job, own)]),
+        *([_imatrix_step(job.checkpoint)] if job.options.imatrix else []),
+        _quantize_step(job, wanted),
+    ]
 
 
-def _convert_step(job: Job[Options], kind: str) -> Step:
+def _outline_step(job: Job[Options], kind: str) -> Step:
     recipe, checkpoint = job.recipe, job.checkpoint
     return Step(
-        name="convert",
-        runs="llamacpp/convert",
-        version=4,
+        name="outline",
+        runs="llamacpp/outline",
+        version=1,
         needs={"source": "source"},
         params={
             "type": kind,
@@ -91,9 +100,22 @@ def _convert_step(job: Job[Options], kind: str) -> Step:
             "context": _served(recipe, checkpoint),
         },
         toolchain="torch",
+        output_bytes=64 * checkpoint.vocab_size,  # texts, scores and merges of tokens
+        memory_bytes=2**30,
+    )
+
+
+def _convert_step(job: Job[Options], kind: str) -> Step:
+    return Step(
+        name="convert",
+        runs="llamacpp/convert",
+        version=5,
+        needs={"outline": "outline", "source": "source"},
+        params={"type": kind},
+        toolchain=TOOLCHAIN,
         unquantized=DTYPES[kind],
-        output_bytes=int(checkpoint.parameters * TYPES[kind].bits / 8),
-        memory_bytes=2**30 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        output_bytes=int(job.checkpoint.parameters * TYPES[kind].bits / 8),
+        memory_bytes=2**29,
     )
 
 
@@ -118,13 +140,13 @@ def _quantize_step(job: Job[Options], wanted: str) -> Step:
         rows, columns = shapes[name]
         bits += rows * columns * (_weight_bits(job, name, stored, columns) - TYPES[wanted].bits)
     size = int(bits / 8)
-    needs = {"model": "convert", **({"imatrix": "imatrix"} if options.imatrix else {})}
-    if job.learns:
-        needs |= {"source": "source", "weights": "weights"}
+    needs = {"outline": "outline", "source": "source"}
+    needs |= {"imatrix": "imatrix"} if options.imatrix else {}
+    needs |= {"weights": "weights"} if job.learns else {}
     return Step(
         name="quantize",
         runs="llamacpp/quantize",
-        version=1,
+        version=2,
         needs=needs,
         params={
             "type": wanted,
@@ -137,7 +159,7 @@ def _quantize_step(job: Job[Options], wanted: str) -> Step:
         toolchain=TOOLCHAIN,
         output_bytes=size,
         loaded_bytes=2 * size,  # the file mapped, and its rows rearranged for the CPU beside it
-        memory_bytes=2**29 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
+        memory_bytes=2**29,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from phipipe.algorithms.lattice import Matrix, Packed
+from phipipe.algorithms.lattice import Matrix
 
 BLOCK = 32
 
@@ -21,12 +21,6 @@ def permuted(rows: int, heads: int) -> Order:
     """For each row that llama.cpp's converter writes, the one that it takes: a head's second half
     goes between the rows of its first."""
     return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
-
-
-def shape_of(stored: Packed) -> tuple[int, int]:
-    """Rows, and bytes of one."""
-    rows, columns = stored.shape
-    return rows, columns // BLOCK * (2 + BLOCK * stored.bits // 8)
 
 
 def blocks(matrix: Matrix) -> npt.NDArray[np.uint8]:

@@ -1,59 +1,87 @@
-"""llama.cpp's quantization, in this process, read back and compared with what was asked."""
+"""Checkpoint → quantized GGUF, tensor by tensor, by ggml's own rounding in llama.cpp's own choice
+of types; read back and compared with what was asked.
+
+The file is byte by byte what llama.cpp makes of the conversion in floats, which is never written.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import difflib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import gguf
-import llama_cpp
 import numpy as np
-import numpy.typing as npt
-from llama_cpp import _logger
 
-from phipipe import progress
-from phipipe.backends.llamacpp import IMATRIX, MODEL, MODELFILE, learned, stored
+from phipipe.backends.llamacpp import IMATRIX, MODEL, MODELFILE, fill, ggml, learned, stored
+from phipipe.backends.llamacpp.choice import Vectors, chosen
+from phipipe.backends.llamacpp.fill import Filling
 from phipipe.backends.llamacpp.header import tensors
 from phipipe.backends.llamacpp.names import EMBEDDING, OUTPUT, tensor_of
-from phipipe.backends.llamacpp.session import threads
+from phipipe.backends.llamacpp.rows import Outline, Rows
 from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import RecipeError, StepFailed
 from phipipe.steps import Inputs, Params
 
-TENSOR = re.compile(rb"\s*\[\s*(\d+)/\s*(\d+)\]")  # how a line about a tensor begins
-
 
 def quantize(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: ``inputs["model"]``, a GGUF in 16 or 32 bits, to ``params["type"]``.
+    """Step: ``inputs["outline"]`` of ``inputs["source"]``, a checkpoint, to ``params["type"]``.
 
     ``inputs["imatrix"]`` is optional: float32 vectors by tensor name. ``params["widths"]`` (none):
     matrix → ggml's type, the precision map. Where ``inputs["weights"]`` is there, the matrices are
-    those of that lattice, made of the checkpoint ``inputs["source"]``. The file's tensors are
-    verified before the step counts as done.
+    those of that lattice. The file's tensors are verified before the step counts as done.
 
     Raises:
         RecipeError: a pattern of ``params["tensors"]`` matches no tensor.
-        StepFailed: llama.cpp refused, or stored something else than asked.
+        StepFailed: llama.cpp refused, or chose something else than asked; a weight is no finite
+            number.
     """
-    source, target = inputs["model"] / MODEL, out / MODEL
+    outline, target = Outline(inputs["outline"], inputs["source"]), out / MODEL
     mapped = {tensor_of(name): kind for name, kind in params.get("widths", {}).items()}
-    there = {tensor.name for tensor in tensors(source)}
+    there = {tensor.name for tensor in outline.tensors}
     lost = set(mapped) - there
     if lost:
         raise StepFailed(f"the conversion has no `{min(lost)}`, which the map names")
     if "weights" in inputs:
-        learned.write(source, target, inputs["weights"], inputs["source"])
+        learned.write(outline, target, inputs["weights"], inputs["source"])
     else:
-        _check_patterns(source, params)
-        vectors = _vectors(source, inputs["imatrix"] / IMATRIX) if "imatrix" in inputs else {}
-        _quantize(source, target, _with_map(params, mapped, OUTPUT not in there), vectors)
-    shutil.copyfile(inputs["model"] / MODELFILE, out / MODELFILE)
+        _check_patterns(outline, params)
+        vectors = _vectors(outline, inputs["imatrix"] / IMATRIX) if "imatrix" in inputs else {}
+        write(outline, target, _with_map(params, mapped, OUTPUT not in there), vectors)
+    shutil.copyfile(inputs["outline"] / MODELFILE, out / MODELFILE)
     stored.check_quantized(tensors(target), TYPES[params["type"]].tensor, params, mapped)
+
+
+def write(outline: Outline, target: Path, params: Params, vectors: Vectors) -> None:
+    """The GGUF ``target`` as llama.cpp would make it of ``outline``, tensor by tensor."""
+    settings, kinds = chosen(outline, params, vectors, target.parent)
+    rows = {one.tensor.name: one for one in outline.rows}
+    fillings = [
+        Filling(tensor, rows[tensor.name].shape[0], _maker(rows[tensor.name], tensor.type, vectors))
+        for tensor in kinds
+    ]
+    fill.write(target, settings, fillings)
+
+
+def _maker(one: Rows, kind: str, vectors: Vectors) -> fill.Make:
+    """What rounds rows of ``one`` to ``kind``; only checked, where it has that type already."""
+    importance = vectors.get(one.tensor.name)
+
+    def make(start: int, end: int) -> ggml.Raw:
+        if kind == one.tensor.type:
+            return _finite(one, one.raw(start, end), kind)
+        floats = one.floats(start, end)
+        _finite(one, floats.view(np.uint8), "F32")
+        return _finite(one, ggml.quantized(floats, kind, importance), kind)
+
+    return make
+
+
+def _finite(one: Rows, raw: ggml.Raw, kind: str) -> ggml.Raw:
+    if not ggml.is_finite(raw, kind):
+        raise StepFailed(f"`{one.tensor.name}` has weights that are no finite numbers")
+    return raw
 
 
 def _with_map(params: Params, mapped: Mapping[str, str], tied: bool) -> Params:
@@ -71,8 +99,8 @@ def _with_map(params: Params, mapped: Mapping[str, str], tied: bool) -> Params:
     }
 
 
-def _check_patterns(source: Path, params: Params) -> None:
-    names = [tensor.name for tensor in tensors(source)]
+def _check_patterns(outline: Outline, params: Params) -> None:
+    names = [tensor.name for tensor in outline.tensors]
     for pattern, _ in params["tensors"]:
         if not any(re.search(pattern, name) for name in names):
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
@@ -82,72 +110,14 @@ def _check_patterns(source: Path, params: Params) -> None:
             )
 
 
-def _vectors(source: Path, path: Path) -> dict[str, npt.NDArray[np.float32]]:
+def _vectors(outline: Outline, path: Path) -> Vectors:
     """The importance of every linear's inputs, by tensor name.
 
     Raises:
         StepFailed: a tensor has no vector; llama.cpp would quantize it without a word.
     """
     vectors = dict(np.load(path))
-    missing = [t.name for t in stored.linears(tensors(source)) if t.name not in vectors]
+    missing = [t.name for t in stored.linears(outline.tensors) if t.name not in vectors]
     if missing:
         raise StepFailed(f"the importance matrix has nothing for `{missing[0]}`")
     return {name: np.ascontiguousarray(row, np.float32) for name, row in vectors.items()}
-
-
-def _quantize(
-    source: Path, target: Path, params: Params, vectors: Mapping[str, npt.NDArray[np.float32]]
-) -> None:
-    """Have llama.cpp write ``source`` to ``target``; it reads our arrays until it returns."""
-    asked = llama_cpp.llama_model_quantize_default_params()
-    asked.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{params['type']}")
-    asked.nthread = threads()
-    asked.pure = params["pure"]
-    if params["output_type"]:
-        asked.output_tensor_type = _number(params["output_type"])
-    if params["embedding_type"]:
-        asked.token_embedding_type = _number(params["embedding_type"])
-    chosen = [(pattern.encode(), _number(kind)) for pattern, kind in params["tensors"]]
-    overrides = (llama_cpp.llama_model_tensor_override * (len(chosen) + 1))(*chosen, (None, 0))
-    if chosen:
-        asked.tt_overrides = overrides
-    rows = [(name.encode(), _pointer(row), len(row)) for name, row in vectors.items()]
-    importance = (llama_cpp.llama_model_imatrix_data * (len(rows) + 1))(*rows, (None, None, 0))
-    if rows:
-        asked.imatrix = importance
-    with _heard():
-        code = llama_cpp.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(asked)
-        )
-    if code:
-        raise StepFailed(
-            f"llama.cpp could not quantize to {params['type']} (code {code}); its words are in "
-            f"the log"
-        )
-
-
-@contextlib.contextmanager
-def _heard() -> Iterator[None]:
-    """While this lasts, what llama.cpp logs of each tensor is progress, too."""
-    usual = _logger.llama_log_callback
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def listen(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-        if found := TENSOR.match(text):
-            progress.report(int(found[1]), int(found[2]), "tensors")
-        usual(level, text, data)
-
-    llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
-    try:
-        yield
-    finally:
-        llama_cpp.llama_log_set(usual, ctypes.c_void_p(0))
-
-
-def _number(kind: str) -> int:
-    """ggml's number for the tensor type ``kind``."""
-    return int(gguf.GGMLQuantizationType[kind])  # llama_cpp has no name for BF16
-
-
-def _pointer(row: npt.NDArray[np.float32]) -> ctypes._Pointer[ctypes.c_float]:
-    return row.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
