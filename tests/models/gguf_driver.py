@@ -46,22 +46,18 @@ def make() -> None:
             mine = member.name in family_checkpoints.SIZES
             source = ROOT / "source" / member.name
             (family_checkpoints if mine else neighbour_checkpoints).make(member, source)
-            convert(source, "F16")
+            outline(source, "F16")
     tiny = ROOT / "source" / "tiny"
     tiny.mkdir()
     for name in checkpoints.files(BUILTIN_MODELS["tiny-phi3"]):
         shutil.copyfile(BUILTIN_MODELS["tiny-phi3"] / name, tiny / name)
-    convert(tiny, "BF16")
+    outline(tiny, "BF16")
 
 
-def convert(source: Path, kind: str) -> None:
-    from phipipe.backends.llamacpp.convert import convert as step
+def outline(source: Path, kind: str) -> None:
+    from testing import gguf_steps
 
-    out = ROOT / "made" / f"{source.name}-{kind}"
-    out.mkdir(parents=True)
-    params = {"type": kind, "name": source.name, "config_patch": {}, "context": 512}
-    step({"source": source}, out, params)
-    keep(out)
+    gguf_steps.outline(source, ROOT / "outlines" / f"{source.name}-{kind}", kind, name=source.name)
 
 
 def keep(out: Path) -> None:
@@ -72,15 +68,16 @@ def keep(out: Path) -> None:
 
 
 def run() -> None:
-    from phipipe.backends.llamacpp.quantize import quantize
+    from testing import gguf_steps
+
     from phipipe.backends.llamacpp.session import Session
 
-    options = {"pure": False, "tensors": [], "output_type": None, "embedding_type": None}
+    for at in sorted((ROOT / "outlines").iterdir()):
+        name, _, kind = at.name.rpartition("-")
+        keep(gguf_steps.convert(at, ROOT / "source" / name, ROOT / "made" / at.name, kind))
+    tiny = (ROOT / "outlines" / "tiny-BF16", ROOT / "source" / "tiny")
     for kind in TRAINED:
-        out = ROOT / "made" / f"tiny-{kind}"
-        out.mkdir()
-        quantize({"model": ROOT / "made" / "tiny-BF16"}, out, {"type": kind, **options})
-        keep(out)
+        keep(gguf_steps.quantize(*tiny, ROOT / "made" / f"tiny-{kind}", kind))
     for path in files():
         vocabulary = gguf_checkpoints.read(path).vocab_size
         session = Session(path)

@@ -92,7 +92,7 @@ def test_fix_ups_of_the_first_layers_are_made_for_those(large: None, checkpoint:
     assert len(steps["slice-convert"].params["config_patch"]["layer_types"]) == first_layers.LAYERS
 
 
-@pytest.mark.parametrize("backend", ["mlx", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["llamacpp", "mlx", "onnxruntime", "openvino"])
 def test_no_unquantized_copy_of_a_large_model_is_written(
     tmp_path: Path, large: None, backend: str
 ) -> None:

@@ -23,6 +23,7 @@ from phipipe.backends.llamacpp.fill import Filling
 from phipipe.backends.llamacpp.ggml import number
 from phipipe.backends.llamacpp.header import Settings
 from phipipe.backends.llamacpp.rows import Outline, Rows
+from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.stored import Tensor
 from phipipe.errors import StepFailed
 from phipipe.steps import Params
@@ -83,6 +84,7 @@ def quantize(source: Path, target: Path, params: Params, vectors: Vectors) -> No
     """
     asked = llama_cpp.llama_model_quantize_default_params()
     asked.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{params['type']}")
+    asked.nthread = threads()
     asked.pure = params["pure"]
     if params["output_type"]:
         asked.output_tensor_type = number(params["output_type"])

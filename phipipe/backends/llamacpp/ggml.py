@@ -49,9 +49,11 @@ def quantized(weight: Floats, kind: str, importance: Floats | None = None) -> Ra
     [columns], the weight of each column's errors.
 
     Raises:
-        StepFailed: a block does not end where a row does.
+        StepFailed: a block does not end where a row does; the importance is of other columns.
     """
     rows, columns = weight.shape
+    if importance is not None and importance.shape != (columns,):
+        raise StepFailed(f"there is importance for {importance.size} of {columns} columns")
     raw = np.empty((rows, row_bytes(kind, columns)), np.uint8)
     floats = np.ascontiguousarray(weight, np.float32)
     drive = None if importance is None else np.ascontiguousarray(importance, np.float32)

@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from testing import gguf_steps
+from testing.gguf_steps import convert, outline, upstream
+
 from phipipe.backends import llamacpp
 from phipipe.backends.llamacpp import modelfile, stored
 from phipipe.backends.llamacpp.header import tensors
@@ -23,7 +26,6 @@ from phipipe.errors import PhipipeError
 from phipipe.hub import take
 
 SOURCE = take.BUILTIN_MODELS["tiny-phi3"]
-PLAIN = {"pure": False, "tensors": [], "output_type": None, "embedding_type": None}
 LONGROPE = {
     "max_position_embeddings": 8192,
     "original_max_position_embeddings": 512,
@@ -49,16 +51,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def convert(source: Path, out: Path, kind: str, patch: dict[str, Any] | None = None) -> Path:
-    out.mkdir(parents=True)
-    params = {"type": kind, "name": "tiny-phi3", "config_patch": patch or {}, "context": 512}
-    from phipipe.backends.llamacpp.convert import convert as step
-
-    step({"source": source}, out, params)
-    return out
+def outlined(source: Path, out: Path, kind: str, patch: dict[str, Any] | None = None) -> Path:
+    return outline(source, out, kind, name="tiny-phi3", config_patch=patch or {})
 
 
-def upstream(source: Path, root: Path, ours: Path) -> list[str] | None:
+def script(source: Path, root: Path, ours: Path) -> list[str] | None:
     """Names of fields and tensors in which ``ours`` differs from what llama.cpp's own script
     writes, if its source archive can be had."""
     from gguf import GGUFReader
@@ -67,11 +64,11 @@ def upstream(source: Path, root: Path, ours: Path) -> list[str] | None:
     if not archives:
         return None
     subprocess.run(["tar", "-xzf", str(archives[0]), "-C", str(root / "sdist")], check=True)
-    (script,) = (root / "sdist").glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")
+    (path,) = (root / "sdist").glob("*/vendor/llama.cpp/convert_hf_to_gguf.py")
     target = root / "upstream.gguf"
     command = [
         sys.executable,
-        str(script),
+        str(path),
         str(source),
         "--outtype",
         "bf16",
@@ -80,7 +77,7 @@ def upstream(source: Path, root: Path, ours: Path) -> list[str] | None:
     ]
     command += ["--model-name", "tiny-phi3"]
     environment = {
-        "PYTHONPATH": str(script.parent / "gguf-py"),
+        "PYTHONPATH": str(path.parent / "gguf-py"),
         "PATH": "/usr/bin:/bin",
         "HF_HUB_OFFLINE": "1",
     }
@@ -107,18 +104,20 @@ def with_torch(root: Path) -> dict[str, Any]:
     source = clean(root / "source")
     facts: dict[str, Any] = {}
     for kind in ("BF16", "F16", "F32"):
-        out = convert(source, root / kind.lower(), kind)
-        facts[kind] = {t.type for t in tensors(out / "model.gguf") if len(t.shape) > 1}.pop()
-    again = convert(source, root / "a-folder-with-another-name", "BF16")
-    facts["same_bytes"] = digest(again / "model.gguf") == digest(root / "bf16" / "model.gguf")
-    facts["bf16"] = digest(root / "bf16" / "model.gguf")
-    facts["upstream"] = upstream(source, root, root / "bf16" / "model.gguf")
+        outlined(source, root / "outlines" / kind.lower(), kind)
+    again = outlined(source, root / "a-folder-with-another-name", "BF16")
+    first = root / "outlines" / "bf16"
+    facts["same_bytes"] = {one.name for one in again.iterdir()} == {
+        one.name for one in first.iterdir() if one.read_bytes() == (again / one.name).read_bytes()
+    }
+    whole = upstream(source, root / "whole.gguf", "BF16", name="tiny-phi3")
+    facts["upstream"] = script(source, root, whole)
     alone = clean(root / "alone")  # as transformers 5 saves a tokenizer
     for name in ("tokenizer.model", "added_tokens.json"):
         (alone / name).unlink(missing_ok=True)
-    convert(alone, root / "pieces", "BF16")
+    outlined(alone, root / "outlines" / "pieces", "BF16")
     facts["modelfile"] = (again / "Modelfile").read_text("utf-8")
-    convert(source, root / "longrope", "F32", LONGROPE)
+    outlined(source, root / "outlines" / "longrope", "F32", LONGROPE)
     tokenizer = AutoTokenizer.from_pretrained(source)
     text = (take.ASSETS / "stories" / "calibration.txt").read_text("utf-8")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"][:4096]
@@ -127,7 +126,7 @@ def with_torch(root: Path) -> dict[str, Any]:
     (root / "imatrix").mkdir()
     imatrix({"source": source, "calibration": root / "calibration"}, root / "imatrix", {})
     vectors = dict(np.load(root / "imatrix" / "imatrix.npz"))
-    wanted = {t.name: t.shape[0] for t in stored.linears(tensors(root / "bf16" / "model.gguf"))}
+    wanted = {t.name: t.shape[0] for t in stored.linears(tensors(whole))}
     facts["imatrix_fits"] = {n: len(v) for n, v in vectors.items()} == wanted
     text = "It was late. <|user|>\nWhere is the key?<|end|>\n<|assistant|>\n"
     np.save(
@@ -142,7 +141,7 @@ def with_torch(root: Path) -> dict[str, Any]:
             | {"architectures": ["UnheardOfForCausalLM"]}
         )
     )
-    facts["unknown"] = refusal(lambda: convert(swapped, root / "unknown", "BF16"))
+    facts["unknown"] = refusal(lambda: outlined(swapped, root / "unknown", "BF16"))
     facts["odd_template"] = modelfile.frames(lambda messages: "only " + messages[0]["content"])
     return facts
 
@@ -172,13 +171,9 @@ def refusal(call: Any) -> str | None:
 
 
 def quantize(root: Path, name: str, kind: str, imatrix: Path | None = None, **options: Any) -> Path:
-    out = root / name
-    out.mkdir()
-    from phipipe.backends.llamacpp.quantize import quantize as step
-
-    inputs = {"model": root / "bf16"} | ({"imatrix": imatrix} if imatrix else {})
-    step(inputs, out, {"type": kind, **PLAIN, **options})
-    return out
+    inputs = {"imatrix": imatrix} if imatrix else {}
+    at = (root / "outlines" / "bf16", root / "source", root / name)
+    return gguf_steps.quantize(*at, kind, inputs, **options)
 
 
 def kinds(out: Path) -> dict[str, str]:
@@ -188,7 +183,17 @@ def kinds(out: Path) -> dict[str, str]:
 def with_llamacpp(root: Path) -> dict[str, Any]:
     import numpy as np
 
-    facts: dict[str, Any] = {"types": {}, "sizes": {}}
+    facts: dict[str, Any] = {"types": {}, "sizes": {}, "floats": {}}
+    for name, source, kind in (
+        ("bf16", "source", "BF16"),
+        ("f16", "source", "F16"),
+        ("f32", "source", "F32"),
+        ("pieces", "alone", "BF16"),
+        ("longrope", "source", "F32"),
+    ):
+        out = convert(root / "outlines" / name, root / source, root / name, kind)
+        facts["floats"][name] = sorted({t.type for t in tensors(out / "model.gguf") if t.shape[1:]})
+    facts["whole"] = digest(root / "bf16" / "model.gguf") == digest(root / "whole.gguf")
     for kind in (
         "Q8_0",
         "Q6_K",

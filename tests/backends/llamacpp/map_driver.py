@@ -2,7 +2,7 @@
 
     python map_driver.py FOLDER torch|llamacpp
 
-In the torch toolchain: makes checkpoints, lattices and unquantized GGUFs. Then in llama.cpp's: what
+In the torch toolchain: makes checkpoints, lattices and outlines of GGUFs. Then in llama.cpp's: what
 becomes of them. Each writes ``FOLDER/<toolchain>.json``.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from testing import oracle
+from testing import gguf_steps, oracle
 from testing.drive import answer, message
 
 from phipipe.backends import llamacpp
@@ -33,7 +33,6 @@ CASES: dict[str, tuple[str, int, dict[str, int]]] = {
     "tiny 128": ("tiny", 128, {"layers.1.mlp.down_proj": 16, "embed_tokens": 16}),
     **{name: (name, 32, {}) for name in (*PHI, *NEIGHBOURS)},
 }
-PLAIN = {"pure": False, "tensors": [], "output_type": None, "embedding_type": None}
 # Options, and a map that says the same, by the ends of names.
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, Any]]] = {
     "tensors": ({"tensors": [["ffn_down", "Q8_0"]]}, {"down_proj": "Q8_0"}, {}),
@@ -62,34 +61,28 @@ def with_torch(root: Path) -> dict[str, Any]:
         sources[name] = root / "sources" / name
         maker.make(member, sources[name])
     for name, source in sources.items():
-        convert(source, root / "own" / name, "BF16")
+        outlined(source, root / "own" / name, "BF16")
     for name, (key, size, special) in CASES.items():
         at = root / "learned" / name
         widths = lattices.make(sources[key], at, size, special)
         (at / "widths.json").write_text(json.dumps(widths))
         np.save(at / "logits.npy", oracle.logits(at / "dense", IDS))
-        convert(at / "dense", at / "wide", "F32")
+        outlined(at / "dense", at / "wide", "F32")
     lattices.changed(root / "learned" / "tiny" / "weights", root / "other")
     return {}
 
 
-def convert(source: Path, out: Path, kind: str) -> None:
-    from phipipe.backends.llamacpp.convert import convert as step
-
-    out.mkdir(parents=True)
+def outlined(source: Path, out: Path, kind: str) -> None:
     clean = out.parent / f".{out.name}-source"
     shutil.copytree(source, clean, ignore=shutil.ignore_patterns("*.md", "LICENSE*"))
-    params = {"type": kind, "name": "small", "config_patch": {}, "context": 512}
-    step({"source": clean}, out, params)
+    gguf_steps.outline(clean, out, kind)
 
 
 def quantize(model: Path, out: Path, kind: str = "Q4_0", **told: Any) -> Path:
-    from phipipe.backends.llamacpp.quantize import quantize as step
-
-    out.mkdir(parents=True)
-    inputs = {"model": model} | {n: told.pop(n) for n in ("weights", "source") if n in told}
-    step(inputs, out, {"type": kind, **PLAIN, **told})
-    return out
+    """``model``: an outline, whose checkpoint lies beside it."""
+    source = told.pop("source", model.parent / f".{model.name}-source")
+    inputs = {"weights": told.pop("weights")} if "weights" in told else {}
+    return gguf_steps.quantize(model, source, out, kind, inputs, **told)
 
 
 def kinds(folder: Path) -> dict[str, str]:
@@ -161,46 +154,50 @@ def learned(root: Path) -> dict[str, Any]:
         at, own = root / "learned" / name, root / "own" / key
         source = TINY if key == "tiny" else root / "sources" / key
         widths = types(at)
-        if "output.weight" not in kinds(own):
+        if "output.weight" not in (own / "outline.json").read_text():
             widths.pop("lm_head")
         told = {"weights": at / "weights", "source": source, "widths": widths}
         out = quantize(own, at / "gguf", **told)
-        expected, wide = np.load(at / "logits.npy"), logits(at / "wide")
+        floats = gguf_steps.convert(at / "wide", at / ".wide-source", at / "floats", "F32")
+        expected, wide = np.load(at / "logits.npy"), logits(floats)
         facts[name] = {
             "kld": oracle.kld(expected, logits(out)),
             "wide_kld": oracle.kld(expected, wide),
             "size": float(np.abs(expected).max()),
             "right": kinds(out) == {tensor_of(n): kind for n, kind in widths.items()},
-            "settings": settings(out) == {**settings(own), "general.file_type": 2},
+            "settings": settings(out / "model.gguf")
+            == {**settings(own / "outline.gguf"), "general.file_type": 2},
         }
     return facts
 
 
-def settings(folder: Path) -> dict[str, Any]:
+def settings(path: Path) -> dict[str, Any]:
     import gguf
 
-    reader = gguf.GGUFReader(folder / "model.gguf")
+    reader = gguf.GGUFReader(path)
     told = {name: field.contents() for name, field in reader.fields.items()}
     return {name: value for name, value in told.items() if not name.startswith("GGUF.")}
 
 
 def refused(root: Path) -> dict[str, Any]:
-    """Conversions of other checkpoints, and weights that are not the lattice's."""
-    import gguf
-
+    """A conversion that mixes layers up, and weights that are not the lattice's."""
     from phipipe.algorithms.lattice import Lattice
     from phipipe.backends.llamacpp import learned as writer
+    from phipipe.backends.llamacpp.rows import Outline
 
     at, own = root / "learned" / "tiny", root / "own" / "tiny"
-    told = {"weights": at / "weights", "widths": types(at)}
-    dense = root / "learned" / "tiny 64" / "dense"
-    reader = gguf.GGUFReader(own / "model.gguf")
+    told = {"weights": at / "weights", "widths": types(at), "source": TINY}
+    mixed = shutil.copytree(own, root / "mixed")
+    text = (mixed / "outline.json").read_text()
+    o_proj = "model.layers.{}.self_attn.o_proj.weight"
+    (mixed / "outline.json").write_text(text.replace(o_proj.format(0), o_proj.format(1)))
     same, other = (
-        writer._placed(reader, Lattice(folder), TINY) for folder in (at / "weights", root / "other")
+        writer._placed(Outline(own, TINY), Lattice(folder), TINY)
+        for folder in (at / "weights", root / "other")
     )
     made = at / "gguf" / "model.gguf"
     return {
-        "checkpoint": message(lambda: quantize(own, root / "wrong", source=dense, **told)),
+        "checkpoint": message(lambda: quantize(mixed, root / "wrong", **told)),
         "same": message(lambda: writer.check(made, same)),
         "other": message(lambda: writer.check(made, other)),
     }

@@ -263,14 +263,30 @@ def test_other_ways_of_cutting_text_are_refused(tmp_path: Path, cut: object) -> 
 
 def test_quantized_types_share_a_conversion_at_the_sources_width() -> None:
     assert (
-        steps({})[0]
-        == steps({"type": "Q8_0"}, "int8")[0]
-        == steps({"type": "IQ2_XS", "imatrix": True})[0]
+        steps({})[:2]
+        == steps({"type": "Q8_0"}, "int8")[:2]
+        == steps({"type": "IQ2_XS", "imatrix": True})[:2]
     )
     assert steps({})[0].params["type"] == "BF16"
-    assert [s.name for s in steps({"imatrix": True})] == ["convert", "imatrix", "quantize"]
-    assert [s.unquantized for s in steps({})] == ["bfloat16", None]
-    assert [(s.name, s.unquantized) for s in steps({}, "fp32")] == [("convert", "float32")]
+    names = ["outline", "convert", "imatrix", "quantize"]
+    assert [s.name for s in steps({"imatrix": True})] == names
+    assert [s.unquantized for s in steps({})] == [None, "bfloat16", None]
+    found = [(s.name, s.unquantized) for s in steps({}, "fp32")]
+    assert found == [("outline", None), ("convert", "float32")]
+
+
+def test_quantization_reads_no_copy_in_floats_and_a_large_model_has_none() -> None:
+    (*_, quantize) = steps({"imatrix": True})
+    assert set(quantize.needs.values()) == {"outline", "source", "imatrix"}
+    large = Job(recipe("int4"), llamacpp.Options(), checkpoint(parameters=4 * 10**9), {})
+    made = {s.name: s for s in llamacpp.steps(large)}
+    assert list(made) == ["outline", "quantize"]
+    assert sum(s.output_bytes for s in made.values()) < 3 * 10**9
+    assert [s.name for s in llamacpp.steps(replace_precision(large))] == ["outline", "convert"]
+
+
+def replace_precision(job: Any) -> Any:
+    return dataclasses.replace(job, recipe=recipe("fp16"))
 
 
 def test_parameters_of_steps_are_json() -> None:
@@ -493,12 +509,17 @@ class TestConversion:
     ) -> None:
         assert converted["upstream"] == ["GGUF.kv_count", "tokenizer.ggml.eot_token_id"]
 
-    def test_every_float_type_is_what_was_asked(self, converted: dict[str, Any]) -> None:
-        assert {kind: converted[kind] for kind in ("BF16", "F16", "F32")} == {
-            "BF16": "BF16",
-            "F16": "F16",
-            "F32": "F32",
+    def test_every_float_type_is_what_was_asked(self, quantized: dict[str, Any]) -> None:
+        assert quantized["floats"] == {
+            "bf16": ["BF16"],
+            "f16": ["F16"],
+            "f32": ["F32"],
+            "pieces": ["BF16"],
+            "longrope": ["F32"],
         }
+
+    def test_it_is_the_converters_file_byte_by_byte(self, quantized: dict[str, Any]) -> None:
+        assert quantized["whole"]
 
     def test_folder_names_change_nothing(self, converted: dict[str, Any]) -> None:
         assert converted["same_bytes"]

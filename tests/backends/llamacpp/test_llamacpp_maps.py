@@ -90,7 +90,7 @@ def test_learned_weights_come_before_they_are_stored(size: int) -> None:
     names = [one.name for one in found.steps]
     assert names.index("weights") < names.index("quantize")
     quantize = step(found, "quantize")
-    assert quantize.needs == {"model": "convert", "source": "source", "weights": "weights"}
+    assert quantize.needs == {"outline": "outline", "source": "source", "weights": "weights"}
     assert quantize.params["type"] == "Q4_0"
     assert quantize.params["widths"]["embed_tokens"] == "Q8_0"
     assert quantize.params["widths"]["lm_head"] == "Q4_0"
