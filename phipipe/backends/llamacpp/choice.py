@@ -13,15 +13,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import gguf
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from phipipe.backends.llamacpp import fill, header
+from phipipe.backends.llamacpp import fill
 from phipipe.backends.llamacpp.fill import Filling
 from phipipe.backends.llamacpp.ggml import number
-from phipipe.backends.llamacpp.header import Settings
+from phipipe.backends.llamacpp.header import Header, Settings
 from phipipe.backends.llamacpp.rows import Outline, Rows
 from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.stored import Tensor
@@ -45,11 +44,11 @@ def chosen(
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".quantize-") as folder:
         few, small = Path(folder) / "few.gguf", Path(folder) / "small.gguf"
-        fill.write(few, header.settings(outline.reader), [_few(one) for one in outline.rows])
+        fill.write(few, outline.header.settings(), [_few(one) for one in outline.rows])
         quantize(few, small, params, vectors)
-        reader = gguf.GGUFReader(small)
-        kinds = {tensor.name: tensor.type for tensor in header.listed(reader)}
-        return header.settings(reader), _whole(outline.tensors, kinds)
+        header = Header(small)
+        kinds = {tensor.name: tensor.type for tensor in header.tensors}
+        return header.settings(), _whole(outline.tensors, kinds)
 
 
 def _few(one: Rows) -> Filling:

@@ -21,6 +21,6 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
     """
     outline = Outline(inputs["outline"], inputs["source"])
     fillings = [Filling(one.tensor, one.shape[0], one.raw) for one in outline.rows]
-    fill.write(out / MODEL, header.settings(outline.reader), fillings)
+    fill.write(out / MODEL, outline.header.settings(), fillings)
     stored.check_floats(header.tensors(out / MODEL), params["type"])
     shutil.copyfile(inputs["outline"] / MODELFILE, out / MODELFILE)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from phipipe import progress
 from phipipe.backends.llamacpp import header
-from phipipe.backends.llamacpp.ggml import Raw, row_bytes
-from phipipe.backends.llamacpp.header import Settings
+from phipipe.backends.llamacpp.ggml import Raw
+from phipipe.backends.llamacpp.header import Settings, row_bytes
 from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.stored import Tensor
 

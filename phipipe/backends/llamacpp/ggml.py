@@ -11,6 +11,7 @@ import numpy.typing as npt
 from llama_cpp import _ggml
 from llama_cpp._ctypes_extensions import load_shared_library
 
+from phipipe.backends.llamacpp.header import row_bytes
 from phipipe.errors import StepFailed
 
 Floats = npt.NDArray[np.float32]
@@ -28,18 +29,6 @@ def _library() -> ctypes.CDLL:
 def number(kind: str) -> int:
     """ggml's number for the tensor type ``kind``."""
     return int(gguf.GGMLQuantizationType[kind])  # llama_cpp has no name for BF16
-
-
-def row_bytes(kind: str, columns: int) -> int:
-    """Bytes of a row of ``columns`` weights.
-
-    Raises:
-        StepFailed: a block does not end where a row does. (ggml would end the process.)
-    """
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    if columns % block:
-        raise StepFailed(f"{kind} has blocks of {block} weights, and rows have {columns}")
-    return int(columns // block * size)
 
 
 def quantized(weight: Floats, kind: str, importance: Floats | None = None) -> Raw:

@@ -15,9 +15,10 @@ import gguf
 import numpy as np
 
 from phipipe.algorithms.lattice import Lattice, Matrix, Packed
-from phipipe.backends.llamacpp import fill, header
+from phipipe.backends.llamacpp import fill
 from phipipe.backends.llamacpp.blocks import Order, blocks, permuted
 from phipipe.backends.llamacpp.fill import Filling
+from phipipe.backends.llamacpp.header import Header
 from phipipe.backends.llamacpp.names import tensor_of
 from phipipe.backends.llamacpp.rows import Outline, Rows
 from phipipe.backends.llamacpp.stored import Tensor
@@ -61,7 +62,7 @@ def write(outline: Outline, target: Path, weights: Path, checkpoint: Path) -> No
     """
     placed = _placed(outline, Lattice(weights), checkpoint)
     # most weights are Q4_0 now
-    settings = header.settings(outline.reader, int(gguf.LlamaFileType.MOSTLY_Q4_0))
+    settings = outline.header.settings(int(gguf.LlamaFileType.MOSTLY_Q4_0))
     fill.write(target, settings, [_filling(one, placed) for one in outline.rows])
     check(target, placed)
 
@@ -79,9 +80,9 @@ def _placed(outline: Outline, stored: Lattice, checkpoint: Path) -> dict[str, Pl
     """Tensor → what it is to hold."""
     tensors = {one.tensor.name: one for one in outline.rows}
     originals = matrices.of(checkpoint)
-    architecture = outline.setting("general.architecture")
+    architecture = outline.header.text("general.architecture")
     heads = [
-        int(outline.setting(f"{architecture}.attention.{key}"))
+        int(outline.header.text(f"{architecture}.attention.{key}"))
         for key in ("head_count", "head_count_kv")
     ]
     placed = {}
@@ -120,13 +121,14 @@ def check(target: Path, placed: Mapping[str, Placed]) -> None:
     Raises:
         StepFailed: names a tensor that differs.
     """
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(target).tensors}
+    written = Header(target)
+    tensors = {tensor.name: tensor for tensor in written.tensors}
     for done, (name, one) in enumerate(placed.items()):
         report(done, len(placed), "weights compared")
-        tensor = tensors[name]
+        kind, raw = KINDS[one.stored.bits], written.data(tensors[name])
         for start, part in one.parts():
-            raw = np.asarray(tensor.data[start : start + len(part.codes)])
-            if tensor.tensor_type != KINDS[one.stored.bits] or not np.array_equal(
-                gguf.dequantize(raw, tensor.tensor_type), part.dense()
+            rows = np.asarray(raw[start : start + len(part.codes)])
+            if tensors[name].type != kind.name or not np.array_equal(
+                gguf.dequantize(rows, kind), part.dense()
             ):
                 raise StepFailed(f"`{name}` does not hold the learned weights as they are")

@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from phipipe.backends.llamacpp.header import Header
 from phipipe.backends.llamacpp.stored import Tensor
 from phipipe.errors import StepFailed
 from phipipe.models import tensor_places
@@ -88,9 +89,9 @@ class Outline:
     """An outline, and the checkpoint ``source`` whose rows it names."""
 
     def __init__(self, folder: Path, source: Path) -> None:
-        self.reader = gguf.GGUFReader(folder / FILE)
+        self.header = Header(folder / FILE)
         listed = json.loads((folder / LIST).read_text("utf-8"))
-        self._kept = {tensor.name: tensor for tensor in self.reader.tensors}
+        self._kept = {tensor.name for tensor in self.header.tensors}
         self._places = tensor_places.places(source)
         self._source = source
         with np.load(folder / ORDERS) as orders:
@@ -100,17 +101,6 @@ class Outline:
     def tensors(self) -> list[Tensor]:
         """All tensors, in the converter's order and types."""
         return [one.tensor for one in self.rows]
-
-    def setting(self, key: str) -> str:
-        """What the converter set ``key`` to.
-
-        Raises:
-            StepFailed: it set nothing.
-        """
-        field = self.reader.get_field(key)
-        if field is None:
-            raise StepFailed(f"the conversion has no `{key}`")
-        return str(field.contents())
 
     def _rows_of(self, one: Json, orders: Mapping[str, npt.NDArray[np.int32]]) -> Rows:
         tensor = Tensor(one["name"], one["type"], tuple(one["shape"]))
@@ -123,9 +113,7 @@ class Outline:
     def _kept_rows(self, tensor: Tensor) -> Rows:
         if tensor.name not in self._kept:
             raise StepFailed(f"the checkpoint has no rows for `{tensor.name}`")
-        data = np.asarray(self._kept[tensor.name].data)
-        values = data.view(KINDS[tensor.type]).reshape(-1, tensor.shape[0])
-        return Rows(tensor, values, tensor.type)
+        return Rows(tensor, self.header.data(tensor).view(KINDS[tensor.type]), tensor.type)
 
 
 def _mapped(folder: Path, place: Place) -> Values:
