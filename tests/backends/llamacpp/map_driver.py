@@ -154,7 +154,7 @@ def learned(root: Path) -> dict[str, Any]:
         at, own = root / "learned" / name, root / "own" / key
         source = TINY if key == "tiny" else root / "sources" / key
         widths = types(at)
-        if "output.weight" not in (own / "outline.json").read_text():
+        if '"output.weight"' not in (own / "outline.json").read_text():
             widths.pop("lm_head")
         told = {"weights": at / "weights", "source": source, "widths": widths}
         out = quantize(own, at / "gguf", **told)
