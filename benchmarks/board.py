@@ -37,7 +37,7 @@ from phipipe.toolchains import environments
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "phipipe" / "assets" / "tiny-phi3"
 RECIPE = ROOT / "recipes" / "board.yaml"
-MAKING = ("source", "convert", "quantize")
+MAKING = ("source", "outline", "convert", "quantize")
 CAST = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer

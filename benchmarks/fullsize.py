@@ -46,7 +46,7 @@ RECIPES: Mapping[str, str] = {
     "llamacpp": "device: cpu-x86_64\nquantize: {type: Q4_K_M}",
     "mlx": "device: mac-16gb\nquantize: {group_size: 64}",
 }
-MAKING = ("convert", "quantize")
+MAKING = ("outline", "convert", "quantize")
 
 
 @dataclass

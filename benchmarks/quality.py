@@ -75,7 +75,7 @@ BACKENDS = {"intel-npu": "openvino"}  # where a row is not called after its back
 TUNED = (1.0, 0.9)  # of the default's size
 LEARNING = ("argparse", "textwrap", "configparser", "tempfile", "csv", "queue")
 EVALUATION = ("heapq", "shlex", "string", "bisect", "fnmatch", "sched", "shutil")
-MAKING = ("convert", "quantize", "weights", "imatrix", "gptq", "calibration")
+MAKING = ("outline", "convert", "quantize", "weights", "imatrix", "gptq", "calibration")
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
 COLUMNS = (
     "MiB",

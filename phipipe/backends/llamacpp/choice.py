@@ -44,11 +44,18 @@ def chosen(
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".quantize-") as folder:
         few, small = Path(folder) / "few.gguf", Path(folder) / "small.gguf"
-        fill.write(few, outline.header.settings(), [_few(one) for one in outline.rows])
+        fillings = [_few(one) for one in outline.rows]
+        fill.write(few, outline.header.settings(), fillings, told=False)
         quantize(few, small, params, vectors)
-        header = Header(small)
-        kinds = {tensor.name: tensor.type for tensor in header.tensors}
-        return header.settings(), _whole(outline.tensors, kinds)
+        settings, kinds = _read(small)
+        return settings, _whole(outline.tensors, kinds)
+
+
+def _read(path: Path) -> tuple[Settings, dict[str, str]]:
+    """A file's settings and the types of its tensors; nothing of it stays mapped, so that Windows
+    removes it."""
+    header = Header(path)
+    return header.settings(), {tensor.name: tensor.type for tensor in header.tensors}
 
 
 def _few(one: Rows) -> Filling:

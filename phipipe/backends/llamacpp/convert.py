@@ -20,7 +20,7 @@ def convert(inputs: Inputs, out: Path, params: Params) -> None:
         StepFailed: what was written is not what was asked.
     """
     outline = Outline(inputs["outline"], inputs["source"])
-    fillings = [Filling(one.tensor, one.shape[0], one.raw) for one in outline.rows]
+    fillings = [Filling(one.tensor, one.shape[0], one.raw, one.announce) for one in outline.rows]
     fill.write(out / MODEL, outline.header.settings(), fillings)
     stored.check_floats(header.tensors(out / MODEL), params["type"])
     shutil.copyfile(inputs["outline"] / MODELFILE, out / MODELFILE)

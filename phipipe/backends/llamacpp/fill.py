@@ -21,13 +21,18 @@ PART = 2**20  # weights that a thread works on at a time
 Make = Callable[[int, int], Raw]
 
 
+def nothing() -> None:
+    """Nobody to tell."""
+
+
 class Filling(NamedTuple):
     """A tensor of the file to be, and what makes its rows ``start`` to ``end``, uint8 [end − start,
-    bytes of a row]; from any thread."""
+    bytes of a row]; from any thread. ``announce`` says that they are needed soon."""
 
     tensor: Tensor
     rows: int
     make: Make
+    announce: Callable[[], None] = nothing
 
     @property
     def size_bytes(self) -> int:
@@ -40,11 +45,13 @@ class Filling(NamedTuple):
             yield start, min(start + step, self.rows)
 
 
-def write(target: Path, settings: Settings, fillings: Sequence[Filling]) -> None:
-    """A GGUF at ``target``: ``settings``, then ``fillings`` in their order.
+def write(
+    target: Path, settings: Settings, fillings: Sequence[Filling], *, told: bool = True
+) -> None:
+    """A GGUF at ``target``: ``settings``, then ``fillings`` in their order; ``told``: as progress.
 
     Threads make parts ahead of the one that is written, two for each core, so memory is bounded
-    whatever the model's size.
+    whatever the model's size. Meanwhile the system reads the next tensor.
     """
     sizes = [one.size_bytes for one in fillings]
     with ThreadPoolExecutor(threads()) as pool, target.open("wb") as file:
@@ -53,7 +60,16 @@ def write(target: Path, settings: Settings, fillings: Sequence[Filling]) -> None
             file.write(raw.data)
             if last:
                 file.write(bytes(header.padded(sizes[number]) - sizes[number]))
-                progress.report(number + 1, len(fillings), "tensors")
+                if told:
+                    progress.report(number + 1, len(fillings), "tensors")
+
+
+def _announced(fillings: Sequence[Filling]) -> Iterator[tuple[int, Filling]]:
+    """Each with its number, while the system is told of the one after it."""
+    for number, one in enumerate(fillings):
+        for later in fillings[number + 1 : number + 2]:
+            later.announce()
+        yield number, one
 
 
 def _ahead(
@@ -62,7 +78,7 @@ def _ahead(
     """Each part in order: the number of its tensor, whether it is that one's last, its bytes."""
     parts = (
         (number, end == one.rows, pool.submit(one.make, start, end))
-        for number, one in enumerate(fillings)
+        for number, one in _announced(fillings)
         for start, end in one.parts()
     )
     waiting: deque[tuple[int, bool, Future[Raw]]] = deque(islice(parts, 2 * threads() + 1))

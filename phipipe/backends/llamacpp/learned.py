@@ -71,7 +71,7 @@ def _filling(one: Rows, placed: Mapping[str, Placed]) -> Filling:
     """What a tensor of the file is made of: the lattice, or else the checkpoint's own rows."""
     new = placed.get(one.tensor.name)
     if new is None:
-        return Filling(one.tensor, one.shape[0], one.raw)
+        return Filling(one.tensor, one.shape[0], one.raw, one.announce)
     tensor = Tensor(one.tensor.name, KINDS[new.stored.bits].name, one.tensor.shape)
     return Filling(tensor, one.shape[0], lambda start, end: blocks(new.part(start, end)))
 

@@ -20,6 +20,7 @@ from phipipe.backends.llamacpp.fill import Filling
 from phipipe.backends.llamacpp.header import tensors
 from phipipe.backends.llamacpp.names import EMBEDDING, OUTPUT, tensor_of
 from phipipe.backends.llamacpp.rows import Outline, Rows
+from phipipe.backends.llamacpp.stored import Tensor
 from phipipe.backends.llamacpp.types import TYPES
 from phipipe.errors import RecipeError, StepFailed
 from phipipe.steps import Inputs, Params
@@ -57,16 +58,14 @@ def write(outline: Outline, target: Path, params: Params, vectors: Vectors) -> N
     """The GGUF ``target`` as llama.cpp would make it of ``outline``, tensor by tensor."""
     settings, kinds = chosen(outline, params, vectors, target.parent)
     rows = {one.tensor.name: one for one in outline.rows}
-    fillings = [
-        Filling(tensor, rows[tensor.name].shape[0], _maker(rows[tensor.name], tensor.type, vectors))
-        for tensor in kinds
-    ]
+    fillings = [_filling(rows[tensor.name], tensor, vectors) for tensor in kinds]
     fill.write(target, settings, fillings)
 
 
-def _maker(one: Rows, kind: str, vectors: Vectors) -> fill.Make:
-    """What rounds rows of ``one`` to ``kind``; only checked, where it has that type already."""
-    importance = vectors.get(one.tensor.name)
+def _filling(one: Rows, stored: Tensor, vectors: Vectors) -> Filling:
+    """Rows of ``one``, rounded to the type of ``stored``; only checked, where they have it
+    already."""
+    importance, kind = vectors.get(stored.name), stored.type
 
     def make(start: int, end: int) -> ggml.Raw:
         if kind == one.tensor.type:
@@ -75,7 +74,7 @@ def _maker(one: Rows, kind: str, vectors: Vectors) -> fill.Make:
         _finite(one, floats.view(np.uint8), "F32")
         return _finite(one, ggml.quantized(floats, kind, importance), kind)
 
-    return make
+    return Filling(stored, one.shape[0], make, one.announce)
 
 
 def _finite(one: Rows, raw: ggml.Raw, kind: str) -> ggml.Raw:

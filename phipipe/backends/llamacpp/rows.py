@@ -9,7 +9,10 @@ rows of the checkpoint's, it says which: a range, or an order in ``orders.npz``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import mmap
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +20,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from phipipe.backends.llamacpp.fill import nothing
 from phipipe.backends.llamacpp.header import Header
 from phipipe.backends.llamacpp.stored import Tensor
 from phipipe.errors import StepFailed
@@ -38,6 +42,7 @@ class Rows(NamedTuple):
     tensor: Tensor
     values: Values  # [rows, columns] of ``dtype``, mapped
     dtype: str  # F32, F16 or BF16
+    announce: Callable[[], None]  # lets the system read the values from disk
     first: int = 0
     order: npt.NDArray[np.int32] | None = None
 
@@ -94,6 +99,7 @@ class Outline:
         self._kept = {tensor.name for tensor in self.header.tensors}
         self._places = tensor_places.places(source)
         self._source = source
+        self._maps: dict[str, mmap.mmap] = {}
         with np.load(folder / ORDERS) as orders:
             self.rows = [self._rows_of(one, orders) for one in listed["tensors"]]
 
@@ -107,14 +113,29 @@ class Outline:
         place = self._places.get(one["source"]) if one["source"] else None
         if place is None:
             return self._kept_rows(tensor)
-        values = _mapped(self._source, place)
-        return Rows(tensor, values, place.dtype, one["first"], orders.get(tensor.name))
+        order, announce = orders.get(tensor.name), partial(_announce, self._map(place), place)
+        return Rows(tensor, self._values(place), place.dtype, announce, one["first"], order)
+
+    def _map(self, place: Place) -> mmap.mmap:
+        if place.file not in self._maps:
+            with (self._source / place.file).open("rb") as file:
+                self._maps[place.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[place.file]
+
+    def _values(self, place: Place) -> Values:
+        count = math.prod(place.shape)
+        found = np.frombuffer(self._map(place), KINDS[place.dtype], count, place.offset)
+        return found.reshape(place.shape)
 
     def _kept_rows(self, tensor: Tensor) -> Rows:
         if tensor.name not in self._kept:
             raise StepFailed(f"the checkpoint has no rows for `{tensor.name}`")
-        return Rows(tensor, self.header.data(tensor).view(KINDS[tensor.type]), tensor.type)
+        return Rows(tensor, self.header.data(tensor).view(KINDS[tensor.type]), tensor.type, nothing)
 
 
-def _mapped(folder: Path, place: Place) -> Values:
-    return np.memmap(folder / place.file, KINDS[place.dtype], "r", place.offset, place.shape)
+def _announce(data: mmap.mmap, place: Place) -> None:
+    """Have the system read ``place`` while other things go on, where it can be told (not on
+    Windows)."""
+    if hasattr(data, "madvise") and hasattr(mmap, "MADV_WILLNEED"):
+        start = place.offset - place.offset % mmap.PAGESIZE
+        data.madvise(mmap.MADV_WILLNEED, start, place.offset + place.size_bytes - start)
