@@ -60,8 +60,8 @@ def write(
             file.write(raw.data)
             if last:
                 file.write(bytes(header.padded(sizes[number]) - sizes[number]))
-                if told:
-                    progress.report(number + 1, len(fillings), "tensors")
+            if last and told:
+                progress.report(number + 1, len(fillings), "tensors")
 
 
 def _announced(fillings: Sequence[Filling]) -> Iterator[tuple[int, Filling]]:
