@@ -60,13 +60,8 @@ def write(
             file.write(raw.data)
             if last:
                 file.write(bytes(header.padded(sizes[number]) - sizes[number]))
-<<<<<<< HEAD
-                if told:
-                    progress.report(number + 1, len(fillings), "tensors")
-=======
             if last and told:
                 progress.report(number + 1, len(fillings), "tensors")
->>>>>>> gguf
 
 
 def _announced(fillings: Sequence[Filling]) -> Iterator[tuple[int, Filling]]:
