@@ -18,6 +18,7 @@ Json = Any
 """A JSON value: None, bool, int, float, str, list or dict of these."""
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Keep = Literal["result", "material", "proof"]
 Inputs = Mapping[str, Path]
 Params = Mapping[str, Json]
 Function = Callable[[Inputs, Path, Params], None]
@@ -46,7 +47,7 @@ ADDRESSES: Mapping[str, str] = {
     "evaluate/measure": "phipipe.evaluate.speed:measure",
     "evaluate/round": "phipipe.evaluate.rounding:measure",
     "hub/fetch": "phipipe.hub.repository:fetch",
-    "hub/take": "phipipe.hub.take:take",
+    "hub/take": "phipipe.hub.taking:take",
     "models/check_tokenizer": "phipipe.models.tokenizer_reading:check",
     "models/cut_layers": "phipipe.models.first_layers:cut",
     "models/unpack_gguf": "phipipe.models.unpack_gguf:unpack",
@@ -96,6 +97,14 @@ class Step:
     outside: Mapping[str, Outside] = field(default_factory=dict)  # input name → files
     # takes the one of ``outside`` into the store as it is: output and input have the same digest
     copies: bool = False
+    # of a step that ``copies``: its files are read where they lie, and none enters the store
+    borrows: bool = False
+    # of its output: "result": somebody may want to see it; "material": steps alone read it;
+    # "proof": so they do, and once they have, nobody will again
+    keep: Keep = "result"
+    # name of the input whose files it ships as they are; it takes them over where nobody else
+    # reads them
+    takes_over: str | None = None
     # of a light step that can go on where it was cut short: it works here, and this is kept
     folder: Path | None = None
     resumes: bool = False  # in its toolchain; what it left in its folder is there again
@@ -114,11 +123,17 @@ class Step:
     # the bench adds ``params["steps"]``: the records of all steps before it
     provenance: bool = False
     output_bytes: int = 0  # estimate, for `plan` and the disk check
+    taken_bytes: int = 0  # of these, what is not written: it is borrowed or taken over
     memory_bytes: int = 0  # estimate of the peak, for `plan`
     # whose step it is; not in the key: it tells which earlier results are worth comparing with
     recipe: str = ""
     # estimate of what its output takes when it is opened; 0: as much as in fp32
     loaded_bytes: int = 0
+
+
+def material(step: Step) -> Step:
+    """``step``, whose output nothing but steps reads."""
+    return replace(step, keep="material")
 
 
 def reading(step: Step, old: str, new: str) -> Step:

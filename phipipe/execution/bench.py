@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from phipipe import progress, steps
-from phipipe.errors import Interrupted, SourceError, StoreError
-from phipipe.evaluate.speed import host
-from phipipe.execution import why
+from phipipe.errors import Interrupted
+from phipipe.execution import borrowing, step_records, why
 from phipipe.execution.estimates import Estimate, Timings
 from phipipe.execution.process import Request
-from phipipe.execution.results import Forecast, Result, Results, Waiting
+from phipipe.execution.results import NEEDED, Forecast, Result, Results, Waiting, with_needed
 from phipipe.execution.servers import Servers
+from phipipe.execution.step_records import StepRecords
 from phipipe.execution.tools import Tools
 from phipipe.execution.watch import Expected
 from phipipe.planning.plan import Plan
@@ -27,9 +27,9 @@ from phipipe.progress import OnProgress
 from phipipe.settings import Settings
 from phipipe.steps import Json, Step
 from phipipe.store import digests as outside_digests
-from phipipe.store import downloads, keys
+from phipipe.store import downloads, files, keys
 from phipipe.store import shared as shared_store
-from phipipe.store.records import Stored
+from phipipe.store.records import LetGo, Stored
 from phipipe.store.store import Store
 
 
@@ -51,6 +51,7 @@ class Bench:
         self._servers = Servers(settings, store.root / "logs", threads)
         self._tools = Tools(settings, note, lambda: self._servers.stopped)
         self.shared = shared_store.connect(settings, note)
+        self._records = StepRecords(store=store, tools=self._tools, shared=self.shared)
         self._history: why.History | None = None
 
     def here(self, step: Step) -> bool:
@@ -87,9 +88,10 @@ class Bench:
     def look(self, step: Step, inputs: Results, before: Results) -> Result | Waiting:
         """The stored result of ``step``, or what it takes to make it. ``before`` feeds a step's
         provenance."""
-        record = self._record(step, _digests(inputs), before)
+        record = self._records.of(step, _digests(inputs), before)
         key = keys.key_of(record)
-        if stored := self._store.lookup(key):
+        place = borrowing.place_of(step, inputs)
+        if stored := borrowing.placed(self._store.lookup(key), place):
             if not (self.shared and self.shared.lacks(key, self._store)):
                 return Result(step=step, key=key, stored=stored, cached=True)
             return Waiting(step=step, key=key, record=record, why="stored, not shared yet")
@@ -105,7 +107,8 @@ class Bench:
         step, key = waiting.step, waiting.key
         sharing = progress.listening(on_progress)  # the step itself has ways of its own to be heard
         with self._store.lock(key), downloads.in_use(step.folder), sharing:
-            if stored := self._store.lookup(key):
+            place = borrowing.place_of(step, inputs)
+            if stored := borrowing.placed(self._store.lookup(key), place):
                 if self.shared and self.shared.lacks(key, self._store):
                     self.shared.offer(stored, self._store)
                 return Result(step=step, key=key, stored=stored, cached=True)
@@ -119,7 +122,9 @@ class Bench:
 
     def _make(self, waiting: Waiting, inputs: Results, on_progress: OnProgress) -> Result:
         step, key = waiting.step, waiting.key
-        paths = {name: self._store.consume(result.stored) for name, result in inputs.items()}
+        if step.borrows and step.outside:
+            return self._borrow(waiting)
+        paths = self._consumed(inputs)
         paths |= {name: source.folder for name, source in step.outside.items()}
         workplace = self._store.unfinished(key) if step.resumes else self._store.scratch()
         with workplace as scratch:
@@ -131,33 +136,75 @@ class Bench:
                 params=waiting.record["params"],
                 expected=self._expected(step, inputs),
             )
-            if step.toolchain:
-                self._tools.check(step.toolchain, waiting.record["tools"])
-                with self._servers.lend(
-                    self._tools.get(step.toolchain), step.measurement
-                ) as server:
-                    usage = server.run(request, scratch, on_progress).usage()
-            else:
-                usage = self._in_process(request, out, on_progress)
+            with borrowing.watched(inputs), files.sharing(waiting.takes_over):
+                usage = self._run(waiting, request, scratch, on_progress)
             self._check_copy(step, waiting.record, out)
-            about = {"step": step.name, "recipe": step.recipe, "usage": usage}
-            stored = self._store.commit(key, out, {**waiting.record, **about})
+            stored = self._commit(waiting, inputs, out, usage)
         if self.shared:
             self.shared.offer(stored, self._store)
         return Result(step=step, key=key, stored=stored, cached=False, usage=usage)
+
+    def _run(
+        self, waiting: Waiting, request: Request, scratch: Path, on_progress: OnProgress
+    ) -> dict[str, float]:
+        """Seconds and peak bytes of the step, done in its toolchain or right here."""
+        step = waiting.step
+        if not step.toolchain:
+            return self._in_process(request, step.folder or scratch / "out", on_progress)
+        self._tools.check(step.toolchain, waiting.record["tools"])
+        with self._servers.lend(self._tools.get(step.toolchain), step.measurement) as server:
+            return server.run(request, scratch, on_progress).usage()
+
+    def _borrow(self, waiting: Waiting) -> Result:
+        start = time.perf_counter()
+        record = step_records.about(waiting, {})
+        stored = borrowing.taken(waiting.step, waiting.key, record, self._store)
+        usage = {"seconds": time.perf_counter() - start}
+        return Result(step=waiting.step, key=waiting.key, stored=stored, cached=False, usage=usage)
+
+    def _commit(
+        self, waiting: Waiting, inputs: Results, out: Path, usage: dict[str, float]
+    ) -> Stored:
+        step, record = waiting.step, step_records.about(waiting, usage)
+        place = borrowing.place_of(step, inputs)
+        if place is not None:
+            return borrowing.mended(waiting.key, place, inputs, out, record, self._store)
+        taken = inputs[step.takes_over].stored if step.takes_over and waiting.takes_over else None
+        return self._store.commit(waiting.key, out, record, taken)
+
+    def _consumed(self, inputs: Results) -> dict[str, Path]:
+        """The files of ``inputs`` by name; what was let go here, others may still share.
+
+        Raises:
+            LetGo: names all that must be made again.
+        """
+        paths: dict[str, Path] = {}
+        gone: list[str] = []
+        for name, result in inputs.items():
+            try:
+                paths[name] = self._store.consume(result.stored)
+            except LetGo as error:
+                again = self.shared.fetch(result.key, self._store) if self.shared else None
+                if again is None:
+                    gone.append(error.digest)
+                else:
+                    paths[name] = self._store.consume(again)
+        if gone:
+            raise LetGo(gone)
+        return paths
 
     def peek(self, step: Step, inputs: Results, before: Results) -> Result | None:
         """The stored result of ``step``, changing nothing; None if it must be made."""
         if step.toolchain and not self._tools.would_have(step.toolchain):
             return None
-        key = keys.key_of(self._record(step, _digests(inputs), before))
-        stored = self._store.peek(key)
+        key = keys.key_of(self._records.of(step, _digests(inputs), before))
+        stored = borrowing.placed(self._store.peek(key), borrowing.place_of(step, inputs))
         return None if stored is None else Result(step=step, key=key, stored=stored, cached=True)
 
     def foresee(self, plan: Plan) -> list[Forecast]:
         """What a run would do now, changing nothing: cached or will run, and why."""
         done: dict[str, Result] = {}
-        return [self._foresee(step, done) for step in plan.steps]
+        return with_needed([self._foresee(step, done) for step in plan.steps])
 
     def _foresee(self, step: Step, done: dict[str, Result]) -> Forecast:
         waits = [needed for needed in step.needs.values() if needed not in done]
@@ -168,9 +215,10 @@ class Bench:
             reason = f"toolchain `{step.toolchain}` is not installed yet"
             return Forecast(step=step, key=None, cached=False, why=reason)
         digests = {name: done[needed].stored.digest for name, needed in step.needs.items()}
-        record = self._record(step, digests, done)
+        record = self._records.of(step, digests, done)
         key = keys.key_of(record)
-        stored = self._store.peek(key)
+        inputs = {name: done[needed] for name, needed in step.needs.items()}
+        stored = borrowing.placed(self._store.peek(key), borrowing.place_of(step, inputs))
         if stored is None:
             return Forecast(step=step, key=key, cached=False, why=self._explain(step, record, key))
         done[step.name] = Result(step=step, key=key, stored=stored, cached=True)
@@ -204,6 +252,8 @@ class Bench:
 
     def _explain(self, step: Step, record: Mapping[str, Json], key: str) -> str:
         """Why ``record`` has no result yet."""
+        if self._store.is_wanted(key):
+            return NEEDED
         if self._store.was_damaged(key):
             return "its stored result was damaged"
         return why.explain(self._past(), step.name, record, step.recipe)
@@ -214,34 +264,7 @@ class Bench:
             (name, source), *_ = step.outside.items()
             if keys.tree_digest(keys.hash_tree(out)) != record["inputs"][name]:
                 outside_digests.forget(source, self._store.root)
-                raise SourceError(
-                    f"`{source.folder}` changed while it was read",
-                    hint="run the same command again",
-                )
-
-    def _record(self, step: Step, inputs: dict[str, str], before: Results) -> dict[str, Json]:
-        digests = {
-            name: outside_digests.digest(source, self._store.root)
-            for name, source in step.outside.items()
-        }
-        params = dict(step.params)
-        for source in step.outside.values():
-            params["files"] = list(source.files)
-        if step.provenance:
-            params["steps"] = {
-                name: _provenance(self._record_of(r), r) for name, r in before.items()
-            }
-        record: dict[str, Json] = {
-            "format": keys.FORMAT,
-            "runs": step.runs,
-            "version": step.version,
-            "params": params,
-            "inputs": inputs | digests,
-            "tools": dict(self._tools.get(step.toolchain).packages) if step.toolchain else {},
-        }
-        if step.measurement:
-            record["host"] = host() if step.host is None else dict(step.host)
-        return record
+                raise borrowing.changed(source.folder)
 
     def _in_process(self, request: Request, out: Path, on_progress: OnProgress) -> dict[str, float]:
         """Run a light step right here: it copies or downloads files, or reads small JSON."""
@@ -258,25 +281,6 @@ class Bench:
             function(request.inputs, out, request.params)
         return {"seconds": time.perf_counter() - start}
 
-    def _record_of(self, result: Result) -> Mapping[str, Json]:
-        """The record of ``result``, which may be on another machine."""
-        try:
-            return self._store.record(result.key)
-        except StoreError:
-            record = self.shared.record(result.key) if self.shared else None
-            if record is None:
-                raise
-            return record
-
 
 def _digests(inputs: Results) -> dict[str, str]:
     return {name: result.stored.digest for name, result in inputs.items()}
-
-
-def _provenance(record: Mapping[str, Json], result: Result) -> dict[str, Json]:
-    names = ("runs", "version", "params", "inputs", "tools", "digest")
-    files = [
-        {name: output[name] for name in ("path", "size", "sha256")} for output in record["outputs"]
-    ]  # no times
-    ran = {"toolchain": result.step.toolchain} if result.step.toolchain else {}
-    return {name: record[name] for name in names} | {"outputs": files, "key": result.key} | ran

@@ -10,6 +10,7 @@ from pathlib import Path
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import papers
 from phipipe.execution.aside import Aside
+from phipipe.execution.keeping import Keeping
 from phipipe.execution.results import Result
 from phipipe.recipe.build import Build
 from phipipe.signing.recipe_key import Finish
@@ -23,8 +24,8 @@ AT_ONCE = 4  # more would only wait for the disk
 class Deliveries:
     """Used from the run's own thread alone; copies are made aside."""
 
-    def __init__(self, store: Store, aside: Aside) -> None:
-        self._store, self._aside = store, aside
+    def __init__(self, keeping: Keeping, aside: Aside) -> None:
+        self._store, self._aside, self._move = keeping.store, aside, not keeping.keep_all
         self._waiting: deque[Callable[[], None]] = deque()
         self._copying = 0
         self._under_way: set[int] = set()  # builds, also those that wait
@@ -54,7 +55,7 @@ class Deliveries:
             then(build, target, result)
 
         finish = Finish(what) if what.recipe.package.sign else None
-        copy = partial(_deliver, self._store, package.stored, target, finish)
+        copy = partial(_deliver, self._store, package.stored, target, finish, self._move)
         self._waiting.append(partial(self._aside.start, copy, end))
 
     def start(self) -> None:
@@ -64,7 +65,7 @@ class Deliveries:
             self._waiting.popleft()()
 
 
-def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None) -> bool:
+def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None, move: bool) -> bool:
     """Whether ``target`` had to be written. A signature of the same content stays, whoever made
     it, unless ``finish`` makes another."""
     digests = {str(output["path"]): str(output["sha256"]) for output in stored.outputs}
@@ -74,7 +75,8 @@ def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None) 
             finish(folder, True, digests)
 
     beside = (papers.SIGNATURE,)
-    changed = store.materialise(stored, target, Extra(beside=beside, finish=complete))
+    extra = Extra(beside=beside, finish=complete)
+    changed = store.materialise(stored, target, extra, move=move)
     if finish is not None and not changed:
         finish(target, False, digests)
     return changed

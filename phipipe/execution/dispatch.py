@@ -19,6 +19,7 @@ from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
 from phipipe.execution.deliveries import Deliveries
 from phipipe.execution.installs import Installs
+from phipipe.execution.keeping import Keeping
 from phipipe.execution.manner import BUILD_ONLY, Manner, default_jobs
 from phipipe.execution.nodes import Node, graph
 from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workplace
@@ -28,7 +29,7 @@ from phipipe.planning.plan import Plan
 from phipipe.progress import listening
 from phipipe.settings import Settings
 from phipipe.store import refusals
-from phipipe.store.records import Damaged
+from phipipe.store.records import Damaged, LetGo
 from phipipe.store.store import Store
 
 REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
@@ -58,7 +59,8 @@ def attempt(
         # the steps of one build are nearly a chain
         threads = threads_per_server(jobs if len(plans) > 1 else 1)
         bench = (manner.engine or Bench)(store, settings, listener.note, threads)
-        return _Run(plans, store, bench, listener, replace(manner, jobs=jobs)).outcomes()
+        keeping = Keeping(store, settings.keep_all)
+        return _Run(plans, keeping, bench, listener, replace(manner, jobs=jobs)).outcomes()
 
 
 class _Run:
@@ -70,7 +72,7 @@ class _Run:
     def __init__(
         self,
         plans: Sequence[Plan],
-        store: Store,
+        keeping: Keeping,
         bench: Workplace,
         listener: Listener,
         manner: Manner,
@@ -81,7 +83,8 @@ class _Run:
         self._names, self._todo = whole.names, Todo(whole)
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._aside = Aside()
-        self._installs, self._deliveries = Installs(), Deliveries(store, self._aside)
+        self._keeping = keeping
+        self._installs, self._deliveries = Installs(), Deliveries(keeping, self._aside)
         self._memory_bytes = MEMORY_SHARE * hardware.available_bytes()
         self._start = time.perf_counter()
         self._queue: dict[str, Node] = {}
@@ -99,12 +102,7 @@ class _Run:
             self._stop()
         self._bench.close()
         for names, outcome in zip(self._names, self._outcomes, strict=True):
-            ends = [
-                (step, self._todo.nodes[names[step.name]].result) for step in outcome.plan.steps
-            ]
-            outcome.results = {
-                step.name: replace(result, step=step) for step, result in ends if result is not None
-            }
+            outcome.results = self._keeping.results(outcome.plan, names, self._todo)
         return self._outcomes
 
     def _advance(self) -> bool:
@@ -202,6 +200,7 @@ class _Run:
     def _launch(self, node: Node) -> None:
         waiting, inputs = node.waiting, self._todo.inputs(node)
         assert waiting is not None
+        waiting.takes_over = self._keeping.gives(node, self._todo)
         node.running = True
         self._running[node.identity] = node
         self._listener.started(node.label, waiting.why)
@@ -225,6 +224,7 @@ class _Run:
 
     def _finished(self, node: Node, result: Result) -> None:
         completed = self._todo.finish(node, result)
+        self._keeping.after(node, self._todo)
         self._listener.finished(node.label, result)
         for build in completed:
             self._complete(build)
@@ -249,7 +249,7 @@ class _Run:
         """``damage`` was put aside: whoever made it makes it again, then ``node`` has another
         turn."""
         self._put_back(damage)
-        node.damaged += 1
+        node.damaged += not isinstance(damage, LetGo)
         if node.damaged >= REBUILDS:
             message = f"step `{node.step.name}`: its inputs keep getting damaged"
             hint = "check the disk; then phipipe cache verify"
@@ -257,8 +257,10 @@ class _Run:
         self._todo.renew(node)
 
     def _put_back(self, damage: Damaged) -> None:
-        self._listener.note(f"damaged in the cache, building again: {damage.message}")
-        self._todo.put_back(damage.digest)
+        if not isinstance(damage, LetGo):
+            self._listener.note(f"damaged in the cache, building again: {damage.message}")
+        for digest in damage.digests:
+            self._todo.put_back(digest)
 
     # Packages
 
@@ -277,7 +279,7 @@ class _Run:
     def _delivered(self, build: int, target: Path, result: bool | PhipipeError) -> None:
         outcome = self._outcomes[build]
         if isinstance(result, Damaged):
-            self._deliveries.damaged[build] += 1
+            self._deliveries.damaged[build] += not isinstance(result, LetGo)
             if self._deliveries.damaged[build] >= REBUILDS:
                 message = "the package keeps getting damaged"
                 self._fail(build, StepFailed(message, hint="check the disk"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -86,7 +86,7 @@ class Outcome:
         return reports.read(kind, result.stored.path) if result else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Waiting:
     """A step whose result is not stored: all that is needed to make it."""
 
@@ -94,9 +94,25 @@ class Waiting:
     key: str
     record: dict[str, Json]
     why: str
+    takes_over: bool = False  # set where nobody else reads the input that its step may take over
 
 
 Results = Mapping[str, Result]  # input name → what fills it
+NEEDED = "was not kept, and is needed again"
+
+
+def with_needed(forecast: Sequence[Forecast]) -> list[Forecast]:
+    """``forecast``, in which results whose files were let go will be made again where a step that
+    will run reads them."""
+    needed: set[str] = set()
+    found: list[Forecast] = []
+    for item in reversed(forecast):
+        gone = item.stored is not None and item.stored.left is not None and not item.stored.place
+        again = gone and item.cached and item.step.name in needed
+        found.append(replace(item, cached=False, why=NEEDED, stored=None) if again else item)
+        if not found[-1].cached:
+            needed |= {*item.step.needs.values()}
+    return found[::-1]
 
 
 class Workplace(Protocol):

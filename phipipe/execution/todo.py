@@ -60,6 +60,14 @@ class Todo:
         """Input name → what fills it."""
         return {name: self.result(identity) for name, identity in node.needs.items()}
 
+    def readers(self, identity: str) -> list[Node]:
+        """Steps that read the output of a node and are still to do, or being done."""
+        return [
+            node
+            for node in self._followers[identity]
+            if node.identity in self._open and identity in node.needs.values()
+        ]
+
     def before(self, node: Node) -> dict[str, Result]:
         """Step name → result of all that the provenance of ``node`` tells of."""
         return {name: self.result(identity) for name, identity in node.before.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -43,7 +44,11 @@ def mended(original: Original, changes: Changes, said: Sequence[Remark] = ()) ->
         version=1,
         needs={"source": UNMENDED},
         params={"settings": {name: dict(settings) for name, settings in changes.items()}},
+        borrows=True,  # where what it mends is borrowed
+        keep="material",
+        takes_over="source",
         output_bytes=original.step.output_bytes,
+        taken_bytes=original.step.output_bytes if os.name != "nt" else 0,
     )
     return replace(
         original,

@@ -211,6 +211,7 @@ def _step(name: str, repo: Repository, listing: Listing, folder: Path) -> Step:
         version=1,
         params={"kind": repo.kind, "repo": repo.name, "revision": repo.revision, "files": files},
         folder=folder / "whole",
+        keep="material",
         output_bytes=sum(file.size for file in listing.files),
     )
 

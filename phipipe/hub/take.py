@@ -1,20 +1,19 @@
 """How a model and a text enter the store: from the package itself, a folder of the user's, or a hub
 (``repository``).
 
-Only the files that a toolchain may see are taken (``checkpoints.ALLOWED``), by copy. The source
-itself is never changed, and what was copied must hash to what was read when the key was made.
+Only the files that a toolchain may see are taken (``checkpoints.ALLOWED``): a checkpoint of the
+user's where it lies (``store.lent``), all else by copy. The source itself is never changed, and
+what was copied must hash to what was read when the key was made.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.files import user_paths
 from phipipe.hub import gguf_repository, repository
@@ -32,11 +31,9 @@ from phipipe.models import (
 )
 from phipipe.models import texts as text_files
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.sandbox import chat_templates
 from phipipe.settings import Settings
-from phipipe.steps import Inputs, Json, Outside, Params, Step
+from phipipe.steps import Json, Outside, Step
 from phipipe.store import notes
-from phipipe.words import MIB
 
 if TYPE_CHECKING:
     from phipipe.recipe.recipe import Text
@@ -145,6 +142,7 @@ def _merge_step(checkpoint: Checkpoint) -> Step:
         version=1,
         needs={"base": "base", "adapter": "adapter"},
         toolchain="torch",
+        keep="material",
         output_bytes=checkpoint.weight_bytes,
         memory_bytes=2**30 + 4 * checkpoint.vocab_size * checkpoint.hidden_size,
     )
@@ -202,6 +200,7 @@ def _remade(checkpoint: Checkpoint, step: Step, runs: str, licence: str | None =
         version=1,
         needs={STORED: STORED},
         toolchain="torch",
+        keep="material",
         output_bytes=checkpoint.weight_bytes,
         memory_bytes=2**30 + WIDEN_BYTES * _largest(checkpoint),
     )
@@ -216,13 +215,19 @@ def _largest(checkpoint: Checkpoint) -> int:
 
 
 def _source_step(path: Path, weight_bytes: int = 0) -> Step:
+    """The step that takes the checkpoint at ``path``: our own by copy, which is small."""
+    borrows = Settings.read().borrows_sources and path not in BUILTIN_MODELS.values()
+    size_bytes = weight_bytes or path.stat().st_size
     return Step(
         name="source",
         runs="hub/take",
         version=1,
         outside={"files": outside(path)},
         copies=True,
-        output_bytes=weight_bytes or path.stat().st_size,
+        borrows=borrows,
+        keep="material",
+        output_bytes=size_bytes,
+        taken_bytes=size_bytes if borrows else 0,
     )
 
 
@@ -270,25 +275,3 @@ def same_text(evaluation: Text, calibration: Text, base: Path) -> bool:
         return paths[0].read_bytes() == paths[1].read_bytes()
     words = [" ".join(path.read_text("utf-8").split()) for path in paths]
     return words[0] in words[1] or words[1] in words[0]
-
-
-def take(inputs: Inputs, out: Path, params: Params) -> None:
-    """Step: copy the files as they are. ``inputs["files"]`` is a folder, ``params["files"]`` the
-    names in it.
-
-    The bench adds ``params["files"]`` from the step's ``Outside`` and compares the copy's digest
-    with the one in the key, so a source that changes meanwhile is noticed.
-
-    Raises:
-        SourceError: see ``checkpoints.read``; or its chat template takes more than it may.
-    """
-    sizes = {name: (inputs["files"] / name).stat().st_size for name in params["files"]}
-    copied, total = 0, sum(sizes.values())
-    for name, size_bytes in sizes.items():
-        shutil.copyfile(inputs["files"] / name, out / name)
-        copied += size_bytes
-        if total >= MIB:
-            progress.report(copied // MIB, total // MIB, "MiB")
-    if "config.json" in params["files"]:
-        checkpoints.read(out)
-        chat_templates.check(out)

@@ -17,7 +17,8 @@ def staged(source: Path, patch: Mapping[str, Json], scratch: Path) -> Path:
 
     ``patch`` replaces top-level keys. ``source`` itself is never changed: weights are hard links to
     its files, which no converter opens for writing, where the file system has them; everything else
-    is copied. Nothing is a symbolic link, which converters refuse or follow.
+    is copied. Nothing is a symbolic link, but for weights that are one in ``source`` already: files
+    of the user's, which lie anywhere, as in the hub's own cache.
     """
     scratch.mkdir()
     for path in sorted(source.iterdir()):
@@ -52,11 +53,15 @@ def copy_beside(
 
 
 def _link(source: Path, target: Path) -> None:
-    """Another name for ``source``; a copy where the system refuses, and on Windows.
+    """Another name for ``source``, a link to the same file if it is one; a copy where the system
+    refuses, and on Windows.
 
     There, the name of a read-only file is removed by making the file writable, which would be the
     store's own.
     """
+    if source.is_symlink():
+        target.symlink_to(source.resolve())
+        return
     if os.name != "nt":
         with contextlib.suppress(OSError):
             os.link(source, target)

@@ -45,7 +45,7 @@ from phipipe.package.manifest_schema import Manifest
 from phipipe.settings import Settings
 from phipipe.steps import Inputs, Json, Params
 from phipipe.store import keys
-from phipipe.store.files import copy
+from phipipe.store.files import copy, take_over
 from phipipe.store.keys import FileEntry
 
 __all__ = ["CARD", "Finding", "Manifest", "open_", "package", "read_manifest", "verify"]
@@ -159,7 +159,7 @@ def _copy(artifact: Path, out: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # on a file system that ignores case
             raise StepFailed(f"the artifact has two files that some systems call `{name}`")
-        copy(path, target)
+        take_over(path, target)
     if not any(out.iterdir()):
         raise StepFailed("the artifact is empty: there is nothing to package")
 
@@ -258,6 +258,7 @@ def _refuse_leaks(inputs: Inputs, out: Path, answers: list[str]) -> None:
         out.parent,
     ]
     own += [folder.parent for folder in inputs.values()]
+    own += {path.resolve().parent for path in inputs["source"].iterdir() if path.is_symlink()}
     quoted = (
         text.encode("utf-8", "surrogatepass") for text in chain(answers, _texts(inputs["source"]))
     )

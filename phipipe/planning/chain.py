@@ -27,7 +27,7 @@ from phipipe.planning import (
 from phipipe.planning import machine as machines
 from phipipe.planning.plan import Plan
 from phipipe.planning.targets import placed
-from phipipe.steps import Json, Step
+from phipipe.steps import Json, Step, material
 
 FEW = 2  # tokens that are emulated where emulation takes minutes for each
 
@@ -55,6 +55,7 @@ def whole_chain(
         SourceError, TargetError: a text is missing or unfit.
     """
     recipe, backend = plan.build.recipe, backends.load(plan.build.recipe.backend)
+    built = [material(step) for step in built]
     outputs = _Outputs(
         artifact=built[-1],
         evaluated=next((step for step in built if step.twin), built[-1]),
@@ -96,7 +97,7 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
         text = take.text_step(recipe.evaluate.text, plan.build.folder)
     (*steps, baseline) = scoring.ground_steps(recipe, original, text)
     scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
-    baseline = replace(baseline, output_bytes=scores)
+    baseline = replace(baseline, output_bytes=scores, keep="material")
     changed = scoring.change_steps(recipe, original, baseline)
     return [*steps, baseline, *_questions(plan), *changed]
 

@@ -210,7 +210,8 @@ def slice_steps(
     check = replace(
         check, params={**check.params, "layers": small.layers}, needs=_renamed(check, names)
     )
-    return [cut, *renamed, replace(compare, needs=_renamed(compare, names)), check]
+    proof = [replace(step, keep="proof") for step in (cut, *renamed)]
+    return [*proof, replace(compare, needs=_renamed(compare, names)), check]
 
 
 def _renamed(step: Step, names: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -95,7 +96,9 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         needs=needs,
         params=_papers(plan, original, job) | twin,
         provenance=True,
+        takes_over="artifact",
         output_bytes=shipped.artifact.output_bytes + reference_step(recipe).output_bytes,
+        taken_bytes=shipped.artifact.output_bytes if os.name != "nt" else 0,
     )
 
 

@@ -76,6 +76,22 @@ SETTINGS = (
         default="the system's folder for caches",
     ),
     Setting(
+        key="keep",
+        kind=Kind.CHOICE,
+        what="`artifacts` keeps packages in their folders, and reports; what was only on the way "
+        "to them leaves the cache as soon as no step of the run needs it.",
+        default="all",
+        choices=("all", "artifacts"),
+    ),
+    Setting(
+        key="sources",
+        kind=Kind.CHOICE,
+        what="`copy` takes a copy of a local checkpoint into the cache, in place of reading it "
+        "where it lies. With a shared store, and on Windows, that is so anyway.",
+        default="in_place",
+        choices=("in_place", "copy"),
+    ),
+    Setting(
         key="toolchains",
         kind=Kind.FOLDER,
         what="Where the environments of backends are installed.",

@@ -22,11 +22,19 @@ class Settings:
     # of a step's whole process tree, files mapped into memory not counted
     memory_limit_gib: float | None = None
     preflight: bool = True  # off: runs that seem too large for this machine are tried
+    keep_all: bool = True  # keep = artifacts: what is only on the way to packages goes
+    copies_sources: bool = False  # sources = copy: local checkpoints enter the cache
     remote: str | None = None  # where results are shared with other machines
     remote_writes: bool = True  # remote_mode = read: take from there, give nothing
     trust: Path | None = None  # whose signature packages must have: a trust file
     # further import roots of step servers (tests keep their steps there)
     server_path: tuple[Path, ...] = ()
+
+    @property
+    def borrows_sources(self) -> bool:
+        """Whether a local checkpoint is read where it lies. Machines that share a store need its
+        content; on Windows, links are a privilege."""
+        return not (self.copies_sources or self.remote is not None or os.name == "nt")
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -47,6 +55,8 @@ class Settings:
             idle_timeout_s=_number(found, "idle_timeout_s"),
             memory_limit_gib=_number(found, "memory_limit_gib"),
             preflight=found.get("preflight") != "off",
+            keep_all=found.get("keep") != "artifacts",
+            copies_sources=found.get("sources") == "copy",
             remote=found.get("remote"),
             remote_writes=found.get("remote_mode") != "read",
             trust=Path(found["trust"]) if "trust" in found else None,

@@ -11,7 +11,7 @@ from phipipe.store import files as store_files
 from phipipe.store.downloads import Download
 from phipipe.store.pins import Pins
 from phipipe.store.quarantine import Quarantine
-from phipipe.store.records import Records
+from phipipe.store.records import LEFT, Records
 from phipipe.store.trees import Trees
 
 
@@ -42,8 +42,9 @@ class Collector:
         """Remove objects, those unused for longest first, until ``budget_bytes`` hold the rest.
 
         Unfinished downloads are objects here. What running builds need stays. Quarantine, steps
-        that were cut short, and records and objects without their counterpart, go in any case. A
-        dry run reports the same and removes nothing.
+        that were cut short, and records and objects without their counterpart, go in any case.
+        Records that should have no tree go with objects that were unused for as long. A dry run
+        reports the same and removes nothing.
         """
         with refusals.guard(self.root), claims.gate(self.root), downloads.idle(self.root) as idle:
             partial, busy = idle
@@ -54,8 +55,8 @@ class Collector:
             pinned = self.pins.digests() | (busy if self.pins.locks_work else set(partial))
             removed = choose(sizes, uses, pinned, budget_bytes)
             kept = sizes.keys() - set(removed)
-            dropped = [path for path, (digest, _) in records.items() if digest not in kept]
-            trash = list(self.quarantine.folder.iterdir())
+            dropped = self._dropped(records, kept, {*removed}, pinned)
+            trash = [*self.quarantine.folder.iterdir(), *self._left(records, dropped)]
             freed = sum(sizes[digest] for digest in removed)
             freed += sum(map(store_files.size_of, [*dropped, *trash]))
             if not dry_run:
@@ -66,6 +67,34 @@ class Collector:
                     store_files.remove(path)
                 freed += unfinished.remove_idle(self.root)
         return GcReport(removed, freed, sum(sizes[digest] for digest in kept))
+
+    def _dropped(
+        self,
+        records: Mapping[Path, tuple[str, int]],
+        kept: Collection[str],
+        removed: Collection[str],
+        pinned: Collection[str],
+    ) -> list[Path]:
+        """Records that lose their tree, or have none."""
+        apart = self.records.apart()
+        newest = max((used for digest, used in records.values() if digest in removed), default=-1)
+        return [
+            path
+            for path, (digest, used) in records.items()
+            if digest not in kept
+            and (
+                path not in apart
+                or (digest not in pinned and (used <= newest or (removed and not kept)))
+            )
+        ]
+
+    def _left(
+        self, records: Mapping[Path, tuple[str, int]], dropped: Collection[Path]
+    ) -> list[Path]:
+        """What trees left that were let go, and no record tells of any more."""
+        needed = {digest for path, (digest, _) in records.items() if path not in set(dropped)}
+        folders = (self.root / LEFT).glob("*")
+        return [folder for folder in sorted(folders) if folder.name not in needed]
 
     def _take_out(
         self,

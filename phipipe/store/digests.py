@@ -13,6 +13,7 @@ import json
 import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from phipipe.errors import SourceError, StoreError
@@ -27,6 +28,33 @@ FOLDER = "outside"
 # resolution: such an entry is not trusted the next time (git's "racy" rule).
 RACY_NS = 2_000_000_000
 
+# What this process hashed itself: path → what the system said of the file before, SHA-256. The time
+# of the last change of the file's own entry cannot be set, so nothing written since passes.
+_HASHED: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+
+def sure(path: Path) -> str:
+    """SHA-256 in hex of a file's content as it is now: read, unless this process has read it and
+    nothing has touched it since.
+
+    Raises:
+        OSError: it is gone, or cannot be read.
+    """
+    stamp, now = _stamp(path), time.time_ns()
+    known = _HASHED.get(path)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    digest = keys.hash_file(path)
+    if now - path.stat().st_mtime_ns > RACY_NS and _stamp(path) == stamp:
+        _HASHED[path] = (stamp, digest)
+    return digest
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    change = 0 if os.name == "nt" else status.st_ctime_ns  # there it is the time of creation
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, change
+
 
 def digest(source: Outside, cache: Path) -> str:
     """Tree digest over the names and contents of ``source``'s files.
@@ -34,22 +62,41 @@ def digest(source: Outside, cache: Path) -> str:
     Raises:
         SourceError: a file is missing or cannot be read.
     """
+    return keys.tree_digest(
+        [
+            keys.FileEntry(name, int(e["size"]), str(e["sha256"]))
+            for name, e in entries(source, cache).items()
+        ]
+    )
+
+
+def entries(source: Outside, cache: Path) -> Entries:
+    """Size in bytes (``size``), time of the last change (``mtime_ns``) and ``sha256`` of each of
+    ``source``'s files, by name.
+
+    Raises:
+        SourceError: a file is missing or cannot be read.
+    """
     memory = _memory(source, cache)
-    known, seen = _load(memory) or {}, dict[str, dict[str, Json]]()
-    for name in source.files:
+    known = _load(memory) or {}
+
+    def entry(name: str) -> dict[str, Json]:
         try:
-            seen[name] = _entry(source.folder / name, known.get(name))
+            return _entry(source.folder / name, known.get(name))
         except OSError as error:
             raise SourceError(f"cannot read `{source.folder / name}`: {error.strerror}") from None
+
+    with ThreadPoolExecutor(keys.THREADS) as pool:
+        seen = dict(zip(source.files, pool.map(entry, source.files), strict=True))
     if seen != {name: known.get(name) for name in seen}:
         _save(memory, known | seen)
-    return keys.tree_digest(
-        [keys.FileEntry(name, int(e["size"]), str(e["sha256"])) for name, e in seen.items()]
-    )
+    return seen
 
 
 def forget(source: Outside, cache: Path) -> None:
     """Hash ``source`` anew the next time, whatever its sizes and times say."""
+    for name in source.files:
+        _HASHED.pop(source.folder / name, None)
     _remove(_memory(source, cache))
 
 
@@ -81,7 +128,7 @@ def _entry(path: Path, known: dict[str, Json] | None) -> dict[str, Json]:
         and known["hashed_ns"] - stamp["mtime_ns"] > RACY_NS
     ):
         return known
-    return stamp | {"sha256": keys.hash_file(path), "hashed_ns": time.time_ns()}
+    return stamp | {"sha256": sure(path), "hashed_ns": time.time_ns()}
 
 
 def _load(path: Path) -> Entries | None:

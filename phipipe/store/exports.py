@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,19 @@ def export(
     times: Mapping[str, int],
     target: Path,
     extra: Extra = PLAIN,
+    *,
+    give: bool = False,
 ) -> None:
     """Replace ``target`` by a copy of ``source``: built beside it, completed as ``extra``
-    says, flushed, renamed."""
+    says, flushed, renamed. ``give``: by the files themselves, which nobody else has, where both are
+    on one file system."""
 
     def copied(new: Path) -> None:
         for path, mtime_ns in times.items():
-            copy_to(source / path, new / path)
+            if give:
+                give_to(source / path, new / path)
+            else:
+                copy_to(source / path, new / path)
             os.utime(new / path, ns=(mtime_ns, mtime_ns))
         extra.finish(new)
 
@@ -82,6 +89,14 @@ def copy_to(source: Path, target: Path) -> None:
     """Copy a file, with the folders that it needs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     store_files.copy(source, target)
+
+
+def give_to(source: Path, target: Path) -> None:
+    """Make ``target``, which its owner may write to, the file ``source`` itself; a copy where that
+    cannot be. Until ``source`` is removed, nothing is lost."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store_files.share(source, target)
+    target.chmod(stat.S_IMODE(target.stat().st_mode) | stat.S_IWUSR)
 
 
 def replace(target: Path, fill: Callable[[Path], None]) -> None:

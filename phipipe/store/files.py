@@ -9,8 +9,9 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 
 from phipipe.store import keys
@@ -108,13 +109,45 @@ def write(path: Path, content: bytes) -> None:
         _flush(stream.fileno())
 
 
-def separate(folder: Path) -> None:
+_SHARING: ContextVar[bool] = ContextVar("_SHARING", default=False)
+
+
+@contextlib.contextmanager
+def sharing(allowed: bool) -> Iterator[None]:
+    """Whether a light step that runs inside may ``share`` its inputs' files."""
+    token = _SHARING.set(allowed)
+    try:
+        yield
+    finally:
+        _SHARING.reset(token)
+
+
+def take_over(source: Path, target: Path) -> None:
+    """Copy content and times; ``share`` the file where nobody else needs it."""
+    (share if _SHARING.get() else copy)(source, target)
+
+
+def share(source: Path, target: Path) -> None:
+    """Make ``target`` a second name of ``source``, for as long as it takes to take it over; a copy
+    where the system has no such thing, and on Windows, which removes no name of a read-only
+    file."""
+    if os.name != "nt" and not _reflink(source, target):
+        target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    copy(source, target)
+
+
+def separate(folder: Path, other: Path | None = None) -> None:
     """Give files with several hard links a life of their own: nobody may change a stored file by
-    another name."""
+    another name. Those whose second name is in the tree ``other`` stay."""
+    shared = set() if other is None else {identity(other / path) for path in keys.walk(other)}
     for path, status in keys.walk(folder).items():
-        if status.st_nlink > 1:
+        if status.st_nlink > 1 and identity(folder / path) not in shared:
             own = folder / f"{path}.{uuid.uuid4().hex[:8]}"
             copy(folder / path, own)
+            own.chmod(stat.S_IMODE(status.st_mode))
             own.replace(folder / path)
 
 

@@ -28,7 +28,7 @@ FORMAT = 2  # since 2, `runs` is a step's name, no module's address
 misread."""
 
 _CHUNK = 2 * 2**20
-_THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, os.cpu_count() or 1)
 _SCALARS = frozenset((str, int, bool, type(None)))
 
 
@@ -164,7 +164,7 @@ def hash_tree(folder: Path, threads: int | None = None) -> list[FileEntry]:
         StoreError: see ``walk``.
     """
     files = walk(folder)
-    with ThreadPoolExecutor(threads or _THREADS) as pool:
+    with ThreadPoolExecutor(threads or THREADS) as pool:
         sums = pool.map(lambda path: hash_file(folder / path), files)
         return [
             FileEntry(path, files[path].st_size, digest)

@@ -47,6 +47,17 @@ class Pins:
         for folder in self._sessions:
             (folder / digest).touch()
 
+    def others(self, digest: str) -> bool:
+        """Whether another build needs a tree; the gate is held. Where nobody can be known to be
+        dead, whoever was there once counts."""
+        self.sweep()
+        own = {*self._sessions}
+        return any(
+            (session / digest).exists()
+            for session in (self._root / "pins").iterdir()
+            if session.is_dir() and session not in own
+        )
+
     def digests(self) -> set[str]:
         """Trees that running builds need. A build that ends just now needs none."""
         self.sweep()

@@ -7,13 +7,15 @@ import datetime
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.errors import StoreError
 from phipipe.steps import Json
 from phipipe.store import files, keys, refusals
+
+LEFT = "left"  # the folder of what trees left that were let go
 
 
 class Damaged(StoreError):
@@ -25,6 +27,16 @@ class Damaged(StoreError):
     def __init__(self, message: str, digest: str) -> None:
         super().__init__(message, hint="run the same command again: it is built anew")
         self.digest = digest
+        self.digests: tuple[str, ...] = (digest,)
+
+
+class LetGo(Damaged):
+    """Stored trees are needed that were let go on purpose (``letting_go``). Making ``digests``
+    again is all that is needed."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        super().__init__(f"the result {digests[0][:12]} was not kept", digests[0])
+        self.digests = tuple(digests)
 
 
 class NoRecord(StoreError):
@@ -33,12 +45,23 @@ class NoRecord(StoreError):
 
 @dataclass(frozen=True)
 class Stored:
-    """A result: where it lies, and size and time of each file as they were when it was stored."""
+    """A result: where it lies, and size and time of each file as they were when it was stored.
+
+    ``place`` is the folder of the user's where files lie that were never copied. ``left`` names
+    what is still in ``path`` of a tree that was let go; None: all of it.
+    """
 
     key: str
     digest: str
     path: Path
     outputs: tuple[Mapping[str, Json], ...]  # path, size, sha256, mtime_ns
+    place: Path | None = None
+    left: tuple[str, ...] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the store has, or should have, all of its files."""
+        return self.place is None and self.left is None
 
     @property
     def size_bytes(self) -> int:
@@ -51,9 +74,11 @@ class Usage:
 
     key: str
     runs: str
-    size_bytes: int
+    size_bytes: int  # in the store
     created: datetime.datetime
     used: datetime.datetime
+    # "stored"; "in place": read where the user has it; "let go": made again when it is needed
+    state: str = "stored"
 
 
 class Records:
@@ -98,8 +123,16 @@ class Records:
 
     def result(self, record: Mapping[str, Json]) -> Stored:
         """The result that ``record`` tells of."""
-        path = self._root / "objects" / record["digest"]
-        return Stored(record["key"], record["digest"], path, tuple(record["outputs"]))
+        left, place = record.get("left"), record.get("place")
+        path = self._root / ("objects" if left is None else LEFT) / record["digest"]
+        return Stored(
+            record["key"],
+            record["digest"],
+            path,
+            tuple(record["outputs"]),
+            place=None if place is None else Path(place),
+            left=None if left is None else tuple(left),
+        )
 
     def enter(self, written: Path, key: str) -> None:
         """Make the file ``written``, which is flushed, the record of ``key``."""
@@ -124,6 +157,10 @@ class Records:
                 uses[path] = (digest, moment)
         return uses
 
+    def apart(self) -> set[Path]:
+        """Paths of the records whose results have no tree, and should have none."""
+        return {self.path(r["key"]) for r in self.read_all() if not self.result(r).is_whole}
+
     def usage(self) -> list[Usage]:
         """One row per record."""
         rows = []
@@ -133,8 +170,7 @@ class Records:
                     self.path(record["key"]).stat().st_mtime, datetime.UTC
                 )
                 created = datetime.datetime.fromisoformat(record["created"])
-                size = sum(output["size"] for output in record["outputs"])
-                rows.append(Usage(record["key"], str(record.get("runs", "")), size, created, used))
+                rows.append(_usage(self.result(record), str(record.get("runs", "")), created, used))
         return rows
 
 
@@ -146,3 +182,11 @@ def outputs_of(
         {"path": e.path, "size": e.size, "sha256": e.sha256, "mtime_ns": times[e.path]}
         for e in entries
     ]
+
+
+def _usage(stored: Stored, runs: str, created: datetime.datetime, used: datetime.datetime) -> Usage:
+    if stored.is_whole:
+        return Usage(stored.key, runs, stored.size_bytes, created, used)
+    if stored.place is not None:
+        return Usage(stored.key, runs, 0, created, used, "in place")
+    return Usage(stored.key, runs, files.size_of(stored.path), created, used, "let go")

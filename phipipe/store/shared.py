@@ -30,7 +30,8 @@ from phipipe.words import unanswered
 if TYPE_CHECKING:
     from phipipe.store.bucket import Bucket
 
-OWN = ("key", "digest", "created", "outputs")  # of a record: what each store adds itself
+# of a record: what each store adds itself
+OWN = ("key", "digest", "created", "outputs", "place", "left", "within")
 
 
 def connect(settings: Settings, note: Callable[[str], None]) -> SharedStore | None:
@@ -139,8 +140,8 @@ class SharedStore:
 
     def offer(self, stored: Stored, store: Store) -> None:
         """Share ``stored``, whose record comes last, unless there is one. That it cannot be is
-        said, no failure."""
-        if not (self.reads and self.writes):
+        said, no failure. What has no tree here is not shared: its record alone helps nobody."""
+        if not (self.reads and self.writes and stored.is_whole):
             return
         try:
             for output in stored.outputs:

@@ -13,25 +13,34 @@ collections. It is held for renames and small writes, never while content is rea
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from phipipe.errors import StepFailed, StoreError
 from phipipe.steps import Json
-from phipipe.store import claims, exports, files, free_space, keys, refusals, verification
+from phipipe.store import (
+    adding,
+    claims,
+    exports,
+    files,
+    free_space,
+    letting_go,
+    refusals,
+    verification,
+)
 from phipipe.store import folder as store_folder
 from phipipe.store import unfinished as unfinished_steps
+from phipipe.store.adding import Adding
 from phipipe.store.collection import Collector, GcReport
 from phipipe.store.exports import PLAIN
+from phipipe.store.leaving import Leaving
+from phipipe.store.lent import Lent
+from phipipe.store.letting_go import Letting
 from phipipe.store.pins import Pins
 from phipipe.store.quarantine import Quarantine
-from phipipe.store.records import Damaged, NoRecord, Records, Stored, Usage, outputs_of
+from phipipe.store.records import Damaged, LetGo, NoRecord, Records, Stored, Usage
 from phipipe.store.trees import Trees
-
-ATTEMPTS = 3  # a tree may be found damaged this often while it is stored before we blame the disk
 
 
 class Store:
@@ -51,6 +60,12 @@ class Store:
             if locks_work:
                 claims.sweep(root / "tmp")
             self._pins.sweep()
+        self._lent = Lent(root)
+        self._letting = Letting(root, self._trees, self._records, self._pins, self._quarantine)
+        self._adding = Adding(
+            root, self._trees, self._records, self._pins, self._quarantine, self._letting
+        )
+        self._wanted: set[str] = set()  # digests of trees that were let go, and are needed again
 
     # What is there
 
@@ -74,15 +89,19 @@ class Store:
     def peek(self, key: str) -> Stored | None:
         """What ``lookup`` would find, changing nothing."""
         try:
-            return self._trees.as_it_is(self._records.result(self.record(key)))
+            stored = self._records.result(self.record(key))
         except (NoRecord, Damaged):
             return None
+        if not stored.is_whole and not self._trees.path(stored.digest).is_dir():
+            return stored if stored.place or letting_go.is_left(stored) else None
+        return self._trees.as_it_is(letting_go.whole(stored, self._trees))
 
     def lookup(self, key: str) -> Stored | None:
         """The result stored under ``key``: pinned, its files' sizes and times as recorded, else
         hashed again.
 
-        Damage is put aside, said, and None returned.
+        Damage is put aside, said, and None returned. A result may have ``place`` and no tree; or
+        its tree was let go, and nobody here has needed it since.
         """
         path = self._records.path(key)
         seen = files.identity(path)
@@ -93,8 +112,10 @@ class Store:
         except Damaged as damage:
             self._quarantine.put(path, seen, f"{damage.message}, building its result again")
             return None
-        stored = self._records.result(record)
+        stored = letting_go.whole(self._records.result(record), self._trees)
         if not self._pins.pin(stored.path):
+            if apart := self._apart(key):
+                return apart if apart.digest not in self._wanted else None
             self._quarantine.drop(path, seen)
             self._notify(f"the result {key[:12]} is gone from the cache, building it again")
             return None
@@ -105,20 +126,44 @@ class Store:
             self._put_aside(stored, tree, message)
             return None
         if current is not stored:
-            self._heal(record, current)
+            self._adding.heal(record, current)
         self._records.mark_used(key)
         return current
 
+    def _apart(self, key: str) -> Stored | None:
+        """The result ``key`` if it has no tree, and should have none."""
+        with contextlib.suppress(NoRecord, Damaged):
+            stored = self._records.result(self.record(key))  # it may have been let go just now
+            if not stored.is_whole and (stored.place or letting_go.is_left(stored)):
+                self._records.mark_used(key)
+                return stored
+        return None
+
     def consume(self, stored: Stored) -> Path:
-        """The folder of ``stored`` after hashing all of it, once per digest and instance.
+        """The folder of ``stored`` after hashing all of it, once per digest and instance; of files
+        that lie outside, a view.
 
         Raises:
-            Damaged: the content is not what was stored; it has been put aside.
+            Damaged: the content is not what was stored; it has been put aside. LetGo: its tree was
+                let go.
+            SourceError: files that lie outside are not what they were.
         """
+        if stored.place is not None:
+            return self._lent.view(stored)
         with self._trees.hashing(stored.digest):
+            if stored.left is not None:
+                stored = self._brought_back(stored)
             if stored.digest not in self._trees.sound:
                 self._make_sure(stored)
         return stored.path
+
+    def _brought_back(self, stored: Stored) -> Stored:
+        if not self._trees.path(stored.digest).is_dir() and not self._letting.bring_back(
+            stored, self.record(stored.key)
+        ):
+            self._wanted.add(stored.digest)
+            raise LetGo([stored.digest])
+        return letting_go.whole(stored, self._trees)
 
     def _make_sure(self, stored: Stored) -> None:
         seen = files.identity(stored.path)
@@ -129,81 +174,46 @@ class Store:
 
     # Adding
 
-    def commit(self, key: str, folder: Path, record: Mapping[str, Json]) -> Stored:
-        """Take the files of ``folder`` (gone after this) as the result of ``key``.
+    def commit(
+        self, key: str, folder: Path, record: Mapping[str, Json], taken: Stored | None = None
+    ) -> Stored:
+        """Take the files of ``folder`` (gone after this) as the result of ``key``: see
+        ``Adding.commit``."""
+        stored = self._adding.commit(key, folder, record, taken)
+        self._wanted.discard(stored.digest)
+        return stored
 
-        ``record`` says what made them; digest, outputs and a digest of the record itself are added.
+    def lend(
+        self,
+        key: str,
+        place: Path,
+        found: adding.Found,
+        record: Mapping[str, Json],
+        own: Path | None = None,
+    ) -> Stored:
+        """Enter files of the user's folder ``place`` as the result of ``key``: see
+        ``Adding.lend``."""
+        return self._adding.lend(key, place, found, record, own)
 
-        Raises:
-            StoreError: the disk is full or fails, or a step left something else than plain files.
-            StepFailed: the step left no files.
-        """
-        with refusals.guard(self.root):
-            needed = sum(status.st_size for status in keys.walk(folder).values())
-        with (
-            refusals.guard(self.root, needed),
-            self._pins.any_session(),
-            claims.claim(self.root / "tmp") as aside,
-        ):
-            files.separate(folder)
-            times = files.times(folder)  # before hashing: what changes then, differs from it
-            entries = keys.hash_tree(folder)
-            if not entries:
-                raise StepFailed("a step left no files")
-            files.seal(folder, times)
-            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            added = {"key": key, "digest": keys.tree_digest(entries), "created": created}
-            whole = {
-                "format": keys.FORMAT,
-                **record,
-                **added,
-                "outputs": outputs_of(entries, times),
-            }
-            # all that takes room comes before the renames
-            files.write(aside / "record", keys.seal_record(whole))
-            actual = self._publish(folder, whole["digest"], times)
-            if actual != times:
-                whole["outputs"] = outputs_of(entries, actual)
-                files.write(aside / "record", keys.seal_record(whole))
-            self._records.enter(aside / "record", key)
-        self._trees.sound.add(whole["digest"])
-        return self._records.result(whole)
+    def lent(self, digest: str) -> Path | None:
+        """The user's folder that has, or had, the files of the tree ``digest``; None where none is
+        known."""
+        known = (r for r in self.records() if r["digest"] == digest and "place" in r)
+        return next((Path(str(record["place"])) for record in known), None)
 
-    def _publish(self, folder: Path, digest: str, times: dict[str, int]) -> dict[str, int]:
-        """Move ``folder`` to its place, unless the same content is there; the files' times as they
-        then are."""
-        path = self._trees.path(digest)
-        for _ in range(ATTEMPTS):
-            with claims.gate(self.root):
-                self._pins.touch(digest)
-                moved = files.move_new(folder, path)
-            if moved:
-                files.flush_folder(path.parent)
-                return times
-            seen = files.identity(path)
-            # changed under our eyes: not intact either
-            with contextlib.suppress(OSError, StoreError):
-                times = files.times(path)
-            if self._trees.is_intact(path, digest):
-                files.remove(folder)
-                return times
-            message = f"the stored tree {digest[:12]} was damaged, replacing it"
-            self._quarantine.put(path, seen, message)
-        raise StoreError(
-            f"the stored tree {digest[:12]} keeps being damaged", hint="check the disk"
-        )
+    def let_go(self, stored: Stored) -> bool:
+        """Remove the tree of ``stored``, and keep its record; not if another build needs it, or
+        somebody may want to see it: see ``letting_go``."""
+        with contextlib.suppress(NoRecord, Damaged):
+            is_free = stored.is_whole and letting_go.KEEP in self.record(stored.key)
+            return is_free and self._letting.let_go(stored)
+        return False
 
-    def _heal(self, record: Mapping[str, Json], current: Stored) -> None:
-        """Remember the times that files have now, whose content was just found right; else they are
-        hashed again."""
-        with (
-            contextlib.suppress(StoreError),
-            refusals.guard(self.root),
-            claims.claim(self.root / "tmp") as aside,
-        ):
-            whole = {**record, "outputs": list(current.outputs)}
-            files.write(aside / "record", keys.seal_record(whole))
-            self._records.enter(aside / "record", current.key)
+    def is_wanted(self, key: str) -> bool:
+        """Whether the tree of ``key`` was let go, and is needed again."""
+        with contextlib.suppress(NoRecord, Damaged):
+            return str(self.record(key)["digest"]) in self._wanted
+        return False
 
     # Working space, locks, sessions
 
@@ -240,10 +250,12 @@ class Store:
         """Like ``scratch``, with what a step that was cut short left in ``out``."""
         return unfinished_steps.working(self.root, key)
 
-    def session(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
         """While this lasts, everything looked up or committed is safe from collection; so it is
         until we die."""
-        return self._pins.session()
+        with self._pins.session(), self._lent.session():
+            yield
 
     # Damage
 
@@ -276,25 +288,9 @@ class Store:
         collector = Collector(self.root, self._trees, self._records, self._pins, self._quarantine)
         return collector.collect(budget_bytes, dry_run)
 
-    def materialise(self, stored: Stored, target: Path, extra: exports.Extra = PLAIN) -> bool:
-        """Make ``target`` a copy of ``stored``, with ``extra``; False if it is one already, by
-        names, sizes and times.
-
-        Raises:
-            StoreError: ``target`` is a file, or a folder that phipipe did not write (no
-                ``manifest.json``).
-            Damaged: see ``consume``.
-        """
-        times = {str(o["path"]): int(o["mtime_ns"]) for o in stored.outputs}
-        sizes = {str(o["path"]): int(o["size"]) for o in stored.outputs}
-        # a killed copy may have left the old one beside a good new one
-        if self._pins.locks_work and target.parent.is_dir():
-            with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
-                claims.sweep(target.parent, f".{target.name}.")
-        if exports.is_copy(target, {p: (sizes[p], times[p]) for p in times}, extra.beside):
-            return False
-        exports.check_replaceable(target)
-        source = self.consume(stored)
-        with refusals.guard(target.parent, stored.size_bytes, remedy=free_space.KEEP_OUT):
-            exports.export(source, times, target, extra)
-        return True
+    def materialise(
+        self, stored: Stored, target: Path, extra: exports.Extra = PLAIN, *, move: bool = False
+    ) -> bool:
+        """Make ``target`` a copy of ``stored``, with ``extra``: see ``Leaving.materialise``."""
+        leaving = Leaving(self.root, self._letting, self.consume)
+        return leaving.materialise(stored, target, extra, move=move)

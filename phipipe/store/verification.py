@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phipipe.store import files
+from phipipe.store import files, letting_go
 from phipipe.store.quarantine import Quarantine
 from phipipe.store.records import Damaged, NoRecord, Records
 from phipipe.store.trees import Trees
@@ -23,9 +23,12 @@ def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
             continue
         if stored.digest in damaged:
             quarantine.put(path, seen)
-        elif not stored.path.is_dir():
+        elif not trees.path(stored.digest).is_dir() and stored.is_whole:
             findings.append(f"the result {path.stem[:12]} is gone")
             quarantine.drop(path, seen)
+        elif not stored.is_whole and not letting_go.is_left(stored):
+            findings.append(f"what is left of the result {path.stem[:12]} is damaged")
+            quarantine.put(path, seen, findings[-1])
     return findings
 
 

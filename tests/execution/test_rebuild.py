@@ -260,7 +260,7 @@ def test_a_step_that_counts_as_taken_elsewhere_has_that_machines_key(
     found = replay.take_over(rebuild.planned(made, Given(), workspace), made, store)
     bench = Bench(store, Settings.read(), lambda line: None)
     (taken,) = (one for one in found.plan.steps if one.name == "measure")
-    record = bench._record(taken.__class__(**{**vars(taken), "toolchain": None}), {}, {})
+    record = bench._records.of(taken.__class__(**{**vars(taken), "toolchain": None}), {}, {})
     assert record["host"] == kitchen.speed["host"]
 
 

@@ -1,0 +1,60 @@
+"""Which results stay when a run has no more need of them: see ``Step.keep``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from phipipe.execution.nodes import Node
+from phipipe.execution.results import Result
+from phipipe.execution.todo import Todo
+from phipipe.planning.plan import Plan
+from phipipe.steps import Keep
+from phipipe.store.records import Stored
+from phipipe.store.store import Store
+
+
+def goes(keep: Keep, keep_all: bool) -> bool:
+    """Whether a result goes when all that read it are done."""
+    return keep == "proof" or (keep == "material" and not keep_all)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Lets results of a run go from ``store`` as soon as nobody in it reads them any more. Used
+    from the run's own thread alone."""
+
+    store: Store
+    keep_all: bool
+
+    def gives(self, node: Node, todo: Todo) -> bool:
+        """Whether ``node`` alone reads what it may take over."""
+        name = node.step.takes_over
+        return name is not None and todo.readers(node.needs[name]) == [node]
+
+    def after(self, node: Node, todo: Todo) -> None:
+        """``node`` has its result: let go what nobody reads now."""
+        for identity in {node.identity, *node.needs.values()}:
+            read = todo.nodes[identity]
+            if (
+                read.result is not None
+                and goes(read.step.keep, self.keep_all)
+                and not todo.readers(identity)
+            ):
+                self.store.let_go(read.result.stored)
+
+    def results(self, plan: Plan, names: Mapping[str, str], todo: Todo) -> dict[str, Result]:
+        """What the steps of ``plan``, whose nodes ``names`` tells, have come to, with what is there
+        of it at the end of the run."""
+        ends = {step.name: todo.nodes[names[step.name]].result for step in plan.steps}
+        return {
+            step.name: replace(result, step=step, stored=self._as_it_is(result))
+            for step in plan.steps
+            if (result := ends[step.name]) is not None
+        }
+
+    def _as_it_is(self, result: Result) -> Stored:
+        stored = result.stored
+        if stored.path.is_dir() or stored.place is not None:
+            return stored
+        return self.store.peek(result.key) or stored
