@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from phipipe import words
 from phipipe.api.show import advice_json, heading, hint_lines, source_words, warning_lines
 from phipipe.errors import PhipipeError
-from phipipe.execution import outlook
+from phipipe.execution import disk, outlook
 from phipipe.execution.outlook import Cost, Outlook
 from phipipe.execution.results import Forecast
 from phipipe.output import documents
@@ -61,7 +61,7 @@ def rows(one: Outlook, workers: Workers | None) -> list[dict[str, str]]:
         row = {
             "step": step.name,
             "state": f"cached {str(item.key)[:12]}" if item.cached else "will run",
-            "disk": size(step.output_bytes),
+            "disk": size(disk.written_bytes(step, one.keep_all)),
             "memory": size(step.memory_bytes),
             "time": words.duration(estimate.seconds) if estimate else "-",
         }
@@ -111,8 +111,12 @@ def cost_words(cost: Cost) -> str:
     """What steps write and take, after how many there are."""
     if not cost.steps:
         return ""
-    peak = f"; peak about {words.size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
-    return f", writing about {words.size(cost.output_bytes)}{peak}\n  {time_words(cost)}"
+    room = cost.disk
+    peak = f"; peak about {words.size(room.peak)} of disk"
+    peak += f", {words.size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
+    kept = f"{words.size(room.kept)} of it stay in the cache"
+    kept += f", {words.size(room.delivered)} in the package's folder" if room.delivered else ""
+    return f", writing about {words.size(room.written)}{peak}\n  {kept}\n  {time_words(cost)}"
 
 
 def time_words(cost: Cost) -> str:
@@ -155,6 +159,10 @@ def plan_json(
         },
         steps=[_step(item, one, workers) for item in one.forecast],
         seconds=_rounded(one.cost.seconds),
+        written_bytes=one.cost.disk.written,
+        peak_disk_bytes=one.cost.disk.peak,
+        kept_bytes=one.cost.disk.kept,
+        delivered_bytes=one.cost.disk.delivered,
         refusal=None if refusal is None else documents.error_of(refusal),
     )
 
@@ -170,6 +178,7 @@ def _step(item: Forecast, one: Outlook, workers: Workers | None) -> output.Plann
         cached=item.cached,
         why=item.why,
         output_bytes=step.output_bytes,
+        written_bytes=disk.written_bytes(step, one.keep_all),
         memory_bytes=step.memory_bytes,
         seconds=_rounded(estimate.seconds if estimate else None),
         earlier=estimate.earlier if estimate else 0,
@@ -191,7 +200,8 @@ def foreseen_json(
         dry_run=True,
         builds=[_build(item, by_plan.get(id(item.plan)) if item.plan else None) for item in items],
         steps_to_run=cost.steps,
-        output_bytes=cost.output_bytes,
+        output_bytes=cost.disk.written,
+        peak_disk_bytes=cost.disk.peak,
         memory_bytes=cost.memory_bytes,
         seconds=_rounded(cost.seconds),
         unknown=list(cost.unknown),
@@ -211,7 +221,7 @@ def _build(item: Item, one: Outlook | None) -> ForeseenBuild:
         cached=bool(cost and not cost.steps),
         steps=len(one.forecast) if one else 0,
         steps_to_run=cost.steps if cost else 0,
-        output_bytes=cost.output_bytes if cost else 0,
+        output_bytes=cost.disk.written if cost else 0,
         memory_bytes=cost.memory_bytes if cost else 0,
         seconds=_rounded(cost.seconds) if cost else None,
         unknown=list(cost.unknown) if cost else [],

@@ -185,7 +185,8 @@ def stored(store: Store) -> list[lists.Stored]:
     """One row per stored result and per unfinished download, last used first."""
     rows = [
         (usage.used, lists.Stored(
-            key=usage.key, runs=usage.runs, repository=None, size_bytes=usage.size_bytes,
+            key=usage.key, runs=usage.runs, repository=None, state=usage.state,
+            size_bytes=usage.size_bytes,
             created=documents.iso(usage.created), used=documents.iso(usage.used),
         ))
         for usage in store.usage()
@@ -193,7 +194,8 @@ def stored(store: Store) -> list[lists.Stored]:
     for part in downloads.unfinished(store.root):
         used = datetime.datetime.fromtimestamp(part.used_ns / 1e9, datetime.UTC)
         row = lists.Stored(
-            key=None, runs=None, repository=part.repository, size_bytes=part.size_bytes,
+            key=None, runs=None, repository=part.repository, state="unfinished",
+            size_bytes=part.size_bytes,
             created=documents.iso(part.since), used=documents.iso(used),
         )  # fmt: skip
         rows.append((used, row))

@@ -51,7 +51,7 @@ def _row(one: Outlook) -> dict[str, str]:
         "backend": recipe.backend,
         "precision": recipe.precision,
         "will run": f"{cost.steps} of {len(one.forecast)}" if cost.steps else "cached",
-        "disk": plan_words.size(cost.output_bytes),
+        "disk": plan_words.size(cost.disk.written),
         "time": _time(cost),
     }
 

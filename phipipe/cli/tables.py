@@ -103,13 +103,19 @@ def stored(rows: Sequence[lists.Stored]) -> str:
             {
                 "key": (row.key or "-")[:12],
                 "step": _step(row.runs) or f"unfinished download of {row.repository}",
-                "size": human(row.size_bytes),
+                "size": _size(row),
                 "created": _ago(row.created),
                 "used": _ago(row.used),
             }
             for row in rows
         ]
     )
+
+
+def _size(row: lists.Stored) -> str:
+    """What a result takes in the cache, and why that is not all of it."""
+    said = {"in place": ", read in place", "let go": ", the rest let go"}
+    return f"{human(row.size_bytes)}{said.get(row.state, '')}"
 
 
 def settings(rows: Sequence[lists.Setting]) -> str:

@@ -28,7 +28,7 @@ from phipipe.execution.todo import Todo
 from phipipe.planning.plan import Plan
 from phipipe.progress import listening
 from phipipe.settings import Settings
-from phipipe.store import refusals
+from phipipe.store import refusals, verification
 from phipipe.store.records import Damaged, LetGo
 from phipipe.store.store import Store
 
@@ -252,15 +252,13 @@ class _Run:
         node.damaged += not isinstance(damage, LetGo)
         if node.damaged >= REBUILDS:
             message = f"step `{node.step.name}`: its inputs keep getting damaged"
-            hint = "check the disk; then phipipe cache verify"
-            self._failed(node, StepFailed(message, hint=hint))
+            self._failed(node, StepFailed(message, hint=verification.HINT))
         self._todo.renew(node)
 
     def _put_back(self, damage: Damaged) -> None:
         if not isinstance(damage, LetGo):
             self._listener.note(f"damaged in the cache, building again: {damage.message}")
-        for digest in damage.digests:
-            self._todo.put_back(digest)
+        self._todo.put_back(*damage.digests)
 
     # Packages
 

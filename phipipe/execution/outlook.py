@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from phipipe.execution import disk
 from phipipe.execution.bench import Bench
+from phipipe.execution.disk import Disk, Use
 from phipipe.execution.estimates import Estimate
 from phipipe.execution.nodes import graph
 from phipipe.execution.results import Forecast
@@ -19,7 +21,7 @@ class Cost:
     known. ``unknown`` names the steps that no earlier result tells of."""
 
     steps: int
-    output_bytes: int
+    disk: Disk
     memory_bytes: int
     seconds: float | None
     earlier: int
@@ -33,6 +35,7 @@ class Outlook:
     plan: Plan
     forecast: tuple[Forecast, ...]
     estimates: Mapping[str, Estimate]
+    keep_all: bool = True
 
     @property
     def todo(self) -> list[Step]:
@@ -41,7 +44,8 @@ class Outlook:
 
     @property
     def cost(self) -> Cost:
-        return _cost([(step, self.estimates.get(step.name)) for step in self.todo])
+        todo = [(step, self.estimates.get(step.name)) for step in self.todo]
+        return _cost(todo, disk.foreseen(disk.uses_of(self.todo), self.keep_all))
 
 
 def foreseen(plans: Sequence[Plan], bench: Bench) -> list[Outlook]:
@@ -49,26 +53,35 @@ def foreseen(plans: Sequence[Plan], bench: Bench) -> list[Outlook]:
     outlooks = []
     for plan in plans:
         forecast = tuple(bench.foresee(plan))
-        outlooks.append(Outlook(plan=plan, forecast=forecast, estimates=bench.estimates(forecast)))
+        estimates = bench.estimates(forecast)
+        outlooks.append(
+            Outlook(plan=plan, forecast=forecast, estimates=estimates, keep_all=bench.keep_all)
+        )
     return outlooks
 
 
 def total(outlooks: Sequence[Outlook]) -> Cost:
     """What all of them cost in one run; a step that several share counts once."""
-    _, names = graph([one.plan for one in outlooks])
+    nodes, names = graph([one.plan for one in outlooks])
     once: dict[str, tuple[Step, Estimate | None]] = {}
     for one, own in zip(outlooks, names, strict=True):
         for step in one.todo:
             once.setdefault(own[step.name], (step, one.estimates.get(step.name)))
-    return _cost(list(once.values()))
+    uses = [
+        Use(identity=identity, step=node.step, needs=node.needs)
+        for identity, node in nodes.items()
+        if identity in once
+    ]
+    keep_all = all(one.keep_all for one in outlooks)
+    return _cost(list(once.values()), disk.foreseen(uses, keep_all))
 
 
-def _cost(todo: Sequence[tuple[Step, Estimate | None]]) -> Cost:
+def _cost(todo: Sequence[tuple[Step, Estimate | None]], room: Disk) -> Cost:
     known = [estimate for _, estimate in todo if estimate]
     told = {_kind(step): estimate.earlier for step, estimate in todo if estimate}
     return Cost(
         steps=len(todo),
-        output_bytes=sum(step.output_bytes for step, _ in todo),
+        disk=room,
         memory_bytes=max((step.memory_bytes for step, _ in todo), default=0),
         seconds=sum(estimate.seconds for estimate in known) if known or not todo else None,
         earlier=sum(told.values()),

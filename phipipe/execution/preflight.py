@@ -9,20 +9,22 @@ room.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phipipe import backends, hardware, words
 from phipipe.errors import PhipipeError, StepKilled, StoreError
+from phipipe.execution import disk
 from phipipe.execution.bench import Bench
-from phipipe.execution.nodes import graph
+from phipipe.execution.disk import Use
+from phipipe.execution.nodes import Node, graph
 from phipipe.execution.results import Result
 from phipipe.planning import preparation
 from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.steps import Step
-from phipipe.store import downloads, free_space, room
+from phipipe.store import free_space, room
 from phipipe.store.store import Store
 
 OVERRIDE = "PHIPIPE_PREFLIGHT=off tries it all the same"
@@ -36,6 +38,16 @@ class Machine:
     memory_bytes: int
     cache_free_bytes: int
     out_free_bytes: int | None  # None: on the cache's disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run writes, and what of it stays."""
+
+    here: Machine
+    cache: Path
+    out: Path | None
+    keep_all: bool
 
 
 def machine(store: Store, settings: Settings, out: Path | None) -> Machine:
@@ -68,8 +80,9 @@ def refusal(
     for plan, own in zip(plans, names, strict=True):
         todo = {item.step.name for item in bench.foresee(plan) if not item.cached}
         waiting |= {own[name]: (plan, nodes[own[name]].step) for name in todo}
+    run = Run(here=here, cache=store.root, out=out, keep_all=settings.keep_all)
     return _too_little_memory(list(waiting.values()), here) or _too_little_disk(
-        [step for _, step in waiting.values()], here, store.root, out
+        _uses(nodes, waiting), run
     )
 
 
@@ -92,9 +105,11 @@ def too_little_disk(
 ) -> StoreError | None:
     """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not
     asked."""
-    here = machine(store, settings, out)
+    run = Run(
+        here=machine(store, settings, out), cache=store.root, out=out, keep_all=settings.keep_all
+    )
     nodes, _ = graph(plans)
-    if not _too_little_disk([node.step for node in nodes.values()], here, store.root, out):
+    if not _too_little_disk(_uses(nodes, nodes), run):
         return None
     bench = Bench(store, settings, lambda line: None)
     cached: dict[str, Result] = {}
@@ -104,8 +119,7 @@ def too_little_disk(
             before = {name: cached[earlier] for name, earlier in node.before.items()}
             if result := bench.peek(node.step, inputs, before):
                 cached[identity] = result
-    waiting = [node.step for identity, node in nodes.items() if identity not in cached]
-    return _too_little_disk(waiting, here, store.root, out)
+    return _too_little_disk(_uses(nodes, nodes.keys() - cached.keys()), run)
 
 
 def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> StepKilled | None:
@@ -149,29 +163,38 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
     return sorted(others, key=lambda item: item[1])
 
 
-def _too_little_disk(
-    steps: Sequence[Step], here: Machine, cache: Path, out: Path | None
-) -> StoreError | None:
-    needed = sum(max(0, step.output_bytes - _partial(step)) for step in steps)
-    packages = sum(step.output_bytes for step in steps if step.name == "package") if out else 0
-    if here.out_free_bytes is None:
-        needed, packages = needed + packages, 0
+def _uses(nodes: Mapping[str, Node], waiting: Collection[str]) -> list[Use]:
+    """Those of ``nodes`` that are ``waiting`` to be done, in their order."""
+    return [
+        Use(identity=identity, step=node.step, needs=node.needs)
+        for identity, node in nodes.items()
+        if identity in waiting
+    ]
+
+
+def _too_little_disk(uses: Sequence[Use], run: Run) -> StoreError | None:
+    room_needed = disk.foreseen(uses, run.keep_all)
+    free_out = run.here.out_free_bytes
+    packages = room_needed.delivered if run.out else 0
+    needed = room_needed.peak - room_needed.delivered + (packages if free_out is None else 0)
     for amount, free, where in (
-        (needed, here.cache_free_bytes, cache),
-        (packages, here.out_free_bytes or 0, out),
+        (needed, run.here.cache_free_bytes, run.cache),
+        (0 if free_out is None else packages, free_out or 0, run.out),
     ):
         if amount > free:
-            largest = max(steps, key=lambda step: step.output_bytes)
-            remedy = room.hint(cache, amount) if where == cache else free_space.KEEP_OUT
+            sizes = {use.step.name: disk.written_bytes(use.step, run.keep_all) for use in uses}
+            largest = max(sizes, key=lambda name: sizes[name])
+            remedy = room.hint(run.cache, amount) if where == run.cache else free_space.KEEP_OUT
             return StoreError(
-                f"too little room on the disk of `{where}`: the run writes about "
-                f"{words.size(amount)}, and {words.size(free)} are "
-                f"free; step `{largest.name}` writes most, {words.size(largest.output_bytes)}",
-                hint=f"{remedy}; {OVERRIDE}",
+                f"too little room on the disk of `{where}`: the run needs about "
+                f"{words.size(amount)} at once, and {words.size(free)} are "
+                f"free; step `{largest}` writes most, {words.size(sizes[largest])}",
+                hint=f"{remedy}{_less(uses, run, free)}; {OVERRIDE}",
             )
     return None
 
 
-def _partial(step: Step) -> int:
-    """Bytes of the step's output that an earlier run left for it to go on with."""
-    return 0 if step.folder is None else downloads.size_bytes(step.folder.parent)
+def _less(uses: Sequence[Use], run: Run, free: int) -> str:
+    """The setting that needs less room, where it would be enough."""
+    less = disk.foreseen(uses, keep_all=False).peak
+    return "; PHIPIPE_KEEP=artifacts needs less" if run.keep_all and less <= free else ""

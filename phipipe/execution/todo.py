@@ -93,10 +93,10 @@ class Todo:
         """Builds that lack results."""
         return [build for build, left in enumerate(self._left) if left]
 
-    def put_back(self, digest: str) -> None:
-        """The results of that digest are gone: they are to be made again."""
+    def put_back(self, *digests: str) -> None:
+        """The results of those digests are gone: they are to be made again."""
         for node in self.nodes.values():
-            if node.result and node.result.stored.digest == digest:
+            if node.result and node.result.stored.digest in digests:
                 self._reopen(node)
 
     def _reopen(self, node: Node) -> None:

@@ -87,12 +87,14 @@ class ForeseenBuild:
 
 @dataclass(frozen=True, kw_only=True)
 class Foreseen:
-    """What ``--dry-run`` says of a batch; steps that builds share count once in the sums."""
+    """What ``--dry-run`` says of a batch; steps that builds share count once in the sums.
+    ``output_bytes``: what is written; ``peak_disk_bytes``: the most that is there at once."""
 
     dry_run: bool
     builds: list[ForeseenBuild]
     steps_to_run: int
     output_bytes: int
+    peak_disk_bytes: int
     memory_bytes: int
     seconds: float | None
     unknown: list[str]

@@ -123,11 +123,13 @@ class Toolchain:
 @dataclass(frozen=True, kw_only=True)
 class Stored:
     """A stored result, or an unfinished download (``key`` and ``runs`` are null, ``repository`` is
-    not)."""
+    not). ``state``: "stored"; "in place", read where the user has it; "let go", of which reports
+    are left; "unfinished"."""
 
     key: str | None
     runs: str | None
     repository: str | None
+    state: str
     size_bytes: int
     created: str
     used: str

@@ -33,6 +33,8 @@ class Fixup:
 @dataclass(frozen=True, kw_only=True)
 class PlannedStep:
     """A step: ``key`` is null where an input is still to be made, bytes are estimates.
+    ``written_bytes`` are less than ``output_bytes`` where its files are read in place or taken
+    over; those of the package count its copy in its folder.
 
     ``seconds`` is what ``earlier`` results tell of a step that will run, null where none does;
     ``machines`` are those that could do it, null where no others were asked."""
@@ -44,6 +46,7 @@ class PlannedStep:
     cached: bool
     why: str
     output_bytes: int
+    written_bytes: int
     memory_bytes: int
     seconds: float | None
     earlier: int
@@ -64,8 +67,10 @@ class Matrices:
 @dataclass(frozen=True, kw_only=True)
 class Planned:
     """A build as planned. ``seconds``: of all steps that will run, one after another, as far as
-    they are known; null where none is. ``refusal``: why `run` would refuse the whole recipe on this
-    machine. ``matrices`` is empty without a map; ``matrices_bytes``: their sum."""
+    they are known; null where none is. ``written_bytes``: in all; ``peak_disk_bytes``: the most
+    that is there at once; ``kept_bytes`` stay in the cache, ``delivered_bytes`` in the package's
+    folder. ``refusal``: why `run` would refuse the whole recipe on this machine. ``matrices`` is
+    empty without a map; ``matrices_bytes``: their sum."""
 
     name: str
     device: str
@@ -82,4 +87,8 @@ class Planned:
     fixups: dict[str, Fixup]
     steps: list[PlannedStep]
     seconds: float | None
+    written_bytes: int
+    peak_disk_bytes: int
+    kept_bytes: int
+    delivered_bytes: int
     refusal: Error | None

@@ -86,6 +86,9 @@ def _at_hand(manifest: Manifest, store: Store) -> Path | None:
         return take.BUILTIN_MODELS[source.name]
     folder = store.root / "objects" / source.digest
     if not folder.is_dir():
+        lent = store.lent(source.digest)  # it was never copied
+        folder = lent if lent is not None else folder
+    if not folder.is_dir():
         return None
     stored = gguf_files.alone_in(folder)
     return stored if _is_original(manifest, stored, store) else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +73,11 @@ class Lent:
                 files.copy(place / name, folder / name)
                 (folder / name).chmod(0o444)
         return folder
+
+
+def whereabouts(place: Path, names: Sequence[str]) -> Path:
+    """The checkpoint that consists of the files ``names`` of ``place``: a folder, or one GGUF."""
+    return place / names[0] if len(names) == 1 and names[0].endswith(".gguf") else place
 
 
 def check(stored: Stored) -> None:

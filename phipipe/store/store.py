@@ -25,6 +25,7 @@ from phipipe.store import (
     exports,
     files,
     free_space,
+    lent,
     letting_go,
     refusals,
     verification,
@@ -196,10 +197,13 @@ class Store:
         return self._adding.lend(key, place, found, record, own)
 
     def lent(self, digest: str) -> Path | None:
-        """The user's folder that has, or had, the files of the tree ``digest``; None where none is
-        known."""
-        known = (r for r in self.records() if r["digest"] == digest and "place" in r)
-        return next((Path(str(record["place"])) for record in known), None)
+        """Where a user has, or had, the tree ``digest``: a folder, or its one GGUF; None where nobody
+        knows."""
+        for record in self.records():
+            if record["digest"] == digest and "place" in record and "left" not in record:
+                names = [str(output["path"]) for output in record["outputs"]]
+                return lent.whereabouts(Path(str(record["place"])), names)
+        return None
 
     def let_go(self, stored: Stored) -> bool:
         """Remove the tree of ``stored``, and keep its record; not if another build needs it, or

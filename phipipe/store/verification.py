@@ -7,6 +7,8 @@ from phipipe.store.quarantine import Quarantine
 from phipipe.store.records import Damaged, NoRecord, Records
 from phipipe.store.trees import Trees
 
+HINT = "check the disk; then phipipe cache verify"
+
 
 def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
     """Hash every tree and every record; put damage aside. One line per finding."""

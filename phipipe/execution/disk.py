@@ -1,0 +1,76 @@
+"""What steps write, and how much of it lies on the disk at once, told before the first of them
+starts.
+
+A tree that is borrowed or taken over is not written. What nobody reads any more goes at once, where
+it does not stay (``keeping.goes``). A package is copied to its folder; without ``keep_all`` it is
+moved there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from phipipe.execution.keeping import goes
+from phipipe.steps import Step
+from phipipe.store import downloads
+
+PACKAGE = "package"  # name of the step whose output gets a folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """Bytes: ``written`` in all; ``peak``, the most that is there at once; ``kept`` in the cache
+    afterwards, and ``delivered`` to the packages' folders, both of which ``peak`` counts."""
+
+    written: int
+    peak: int
+    kept: int
+    delivered: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """A step that will run, by its ``identity``; ``needs`` holds other steps' identities."""
+
+    identity: str
+    step: Step
+    needs: Mapping[str, str]  # input name → identity
+
+
+def uses_of(steps: Sequence[Step]) -> list[Use]:
+    """The ``steps`` of one build, known by their names."""
+    return [Use(identity=step.name, step=step, needs=step.needs) for step in steps]
+
+
+def written_bytes(step: Step, keep_all: bool) -> int:
+    """What ``step`` writes by itself, and in its package's folder."""
+    copied = step.output_bytes if step.name == PACKAGE and keep_all else 0
+    return step.output_bytes - step.taken_bytes + copied
+
+
+def foreseen(uses: Sequence[Use], keep_all: bool) -> Disk:
+    """What the steps of ``uses`` take, one after another."""
+    last = {need: at for at, use in enumerate(uses) for need in use.needs.values()}
+    there: dict[str, int] = {}
+    written = peak = delivered = 0
+    for at, use in enumerate(uses):
+        step = use.step
+        own = max(0, step.output_bytes - step.taken_bytes - _partial(step))
+        written, there[use.identity] = written + own, own
+        if step.takes_over is not None:
+            there[use.identity] += there.pop(use.needs[step.takes_over], 0)
+        if step.name == PACKAGE:
+            delivered += step.output_bytes
+            written += step.output_bytes if keep_all else 0
+            there[use.identity] = there[use.identity] if keep_all else 0
+        peak = max(peak, sum(there.values()) + delivered)
+        for other in uses[: at + 1]:
+            if last.get(other.identity, -1) <= at and goes(other.step.keep, keep_all):
+                there.pop(other.identity, None)
+    return Disk(written=written, peak=peak, kept=sum(there.values()), delivered=delivered)
+
+
+def _partial(step: Step) -> int:
+    """Bytes of the step's output that an earlier run left for it to go on with."""
+    return 0 if step.folder is None else downloads.size_bytes(step.folder.parent)
