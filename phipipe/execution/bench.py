@@ -136,7 +136,7 @@ class Bench:
                 params=waiting.record["params"],
                 expected=self._expected(step, inputs),
             )
-            with borrowing.watched(inputs), files.sharing(waiting.takes_over):
+            with borrowing.watched(inputs, self._store), files.sharing(waiting.takes_over):
                 usage = self._run(waiting, request, scratch, on_progress)
             self._check_copy(step, waiting.record, out)
             stored = self._commit(waiting, inputs, out, usage)

@@ -72,7 +72,7 @@ def changed(folder: Path) -> SourceError:
 
 
 @contextmanager
-def watched(inputs: Results) -> Iterator[None]:
+def watched(inputs: Results, store: Store) -> Iterator[None]:
     """While a step reads ``inputs``: whatever it makes counts only if what is read in place is
     afterwards what it was before; else that is why it failed.
 
@@ -84,7 +84,7 @@ def watched(inputs: Results) -> Iterator[None]:
         yield
     except PhipipeError:
         for stored in places:
-            lent.check(stored)
+            lent.check(stored, store.root)
         raise
     for stored in places:
-        lent.check(stored)
+        lent.check(stored, store.root)

@@ -248,17 +248,18 @@ class _Run:
     def _forget(self, node: Node, damage: Damaged) -> None:
         """``damage`` was put aside: whoever made it makes it again, then ``node`` has another
         turn."""
-        self._put_back(damage)
+        self._put_back(damage, node)
         node.damaged += not isinstance(damage, LetGo)
         if node.damaged >= REBUILDS:
-            message = f"step `{node.step.name}`: its inputs keep getting damaged"
-            self._failed(node, StepFailed(message, hint=verification.HINT))
+            lost = f"step `{node.step.name}`: its inputs keep getting damaged"
+            self._failed(node, StepFailed(lost, hint=verification.HINT))
         self._todo.renew(node)
 
-    def _put_back(self, damage: Damaged) -> None:
+    def _put_back(self, damage: Damaged, reader: Node | None = None) -> None:
         if not isinstance(damage, LetGo):
             self._listener.note(f"damaged in the cache, building again: {damage.message}")
-        self._todo.put_back(*damage.digests)
+            reader = None
+        self._todo.put_back(*damage.digests, reader=reader)
 
     # Packages
 
@@ -279,8 +280,7 @@ class _Run:
         if isinstance(result, Damaged):
             self._deliveries.damaged[build] += not isinstance(result, LetGo)
             if self._deliveries.damaged[build] >= REBUILDS:
-                message = "the package keeps getting damaged"
-                self._fail(build, StepFailed(message, hint="check the disk"))
+                self._fail(build, StepFailed("the package keeps getting damaged", hint=verification.DISK))
             self._put_back(result)
         elif isinstance(result, PhipipeError):
             self._fail(build, result)

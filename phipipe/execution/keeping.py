@@ -39,7 +39,9 @@ class Keeping:
             if (
                 read.result is not None
                 and goes(read.step.keep, self.keep_all)
+                and read.result.stored.is_whole
                 and not todo.readers(identity)
+                and not todo.reads(read.result.stored.digest)
             ):
                 self.store.let_go(read.result.stored)
 

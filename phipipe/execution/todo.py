@@ -68,6 +68,15 @@ class Todo:
             if node.identity in self._open and identity in node.needs.values()
         ]
 
+    def reads(self, digest: str) -> bool:
+        """Whether a step that is still to do, or being done, reads that content."""
+        return any(
+            node.result is not None
+            and node.result.stored.digest == digest
+            and self.readers(node.identity)
+            for node in self.nodes.values()
+        )
+
     def before(self, node: Node) -> dict[str, Result]:
         """Step name → result of all that the provenance of ``node`` tells of."""
         return {name: self.result(identity) for name, identity in node.before.items()}
@@ -93,10 +102,13 @@ class Todo:
         """Builds that lack results."""
         return [build for build, left in enumerate(self._left) if left]
 
-    def put_back(self, *digests: str) -> None:
-        """The results of those digests are gone: they are to be made again."""
+    def put_back(self, *digests: str, reader: Node | None = None) -> None:
+        """The results of those digests are gone: they are to be made again; or those alone that
+        ``reader`` needs."""
+        needed = self.nodes.keys() if reader is None else {*reader.needs.values()}
         for node in self.nodes.values():
-            if node.result and node.result.stored.digest in digests:
+            found = node.result is not None and node.result.stored.digest in digests
+            if found and node.identity in needed:
                 self._reopen(node)
 
     def _reopen(self, node: Node) -> None:

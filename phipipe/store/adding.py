@@ -53,7 +53,7 @@ class Adding:
             self.pins.any_session(),
             claims.claim(self.root / "tmp") as aside,
         ):
-            files.separate(folder, None if taken is None else taken.path)
+            files.separate(folder, None if taken is None else self.trees.path(taken.digest))
             times = files.times(folder)  # before hashing: what changes then, differs from it
             entries = keys.hash_tree(folder)
             if not entries:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from phipipe.errors import SourceError
+from phipipe.steps import Outside
 from phipipe.store import claims, digests, files, keys, refusals
 from phipipe.store.records import Stored
 
@@ -50,7 +51,7 @@ class Lent:
         Raises:
             SourceError: it is not what it was when the run began.
         """
-        check(stored)
+        check(stored, self._root)
         assert stored.place is not None
         with self._lock, refusals.guard(self._root):
             at = stored.digest, stored.place
@@ -80,9 +81,10 @@ def whereabouts(place: Path, names: Sequence[str]) -> Path:
     return place / names[0] if len(names) == 1 and names[0].endswith(".gguf") else place
 
 
-def check(stored: Stored) -> None:
+def check(stored: Stored, root: Path) -> None:
     """Whether the user's files are what ``stored`` says. What nothing has touched since this
-    process read it is not read again.
+    process read it is not read again. What the store in ``root`` remembers of changed ones is
+    forgotten, whatever their times say.
 
     Raises:
         SourceError: one is gone, cannot be read, or was changed.
@@ -97,6 +99,8 @@ def check(stored: Stored) -> None:
     with ThreadPoolExecutor(keys.THREADS) as pool:
         for path, found in zip(wanted, pool.map(_content, wanted), strict=True):
             if found != wanted[path]:
+                names = tuple(str(output["path"]) for output in stored.outputs)
+                digests.forget(Outside(stored.place, names), root)
                 raise SourceError(
                     f"`{path}` changed while it was read",
                     hint=f"run the same command again when nothing writes to it, {COPY}",

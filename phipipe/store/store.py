@@ -180,9 +180,7 @@ class Store:
     ) -> Stored:
         """Take the files of ``folder`` (gone after this) as the result of ``key``: see
         ``Adding.commit``."""
-        stored = self._adding.commit(key, folder, record, taken)
-        self._wanted.discard(stored.digest)
-        return stored
+        return self._adding.commit(key, folder, record, taken)
 
     def lend(
         self,
@@ -197,8 +195,8 @@ class Store:
         return self._adding.lend(key, place, found, record, own)
 
     def lent(self, digest: str) -> Path | None:
-        """Where a user has, or had, the tree ``digest``: a folder, or its one GGUF; None where nobody
-        knows."""
+        """Where a user has, or had, the tree ``digest``: a folder, or its one GGUF; None where
+        nobody knows."""
         for record in self.records():
             if record["digest"] == digest and "place" in record and "left" not in record:
                 names = [str(output["path"]) for output in record["outputs"]]

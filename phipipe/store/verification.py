@@ -7,7 +7,8 @@ from phipipe.store.quarantine import Quarantine
 from phipipe.store.records import Damaged, NoRecord, Records
 from phipipe.store.trees import Trees
 
-HINT = "check the disk; then phipipe cache verify"
+DISK = "check the disk"
+HINT = f"{DISK}; then phipipe cache verify"
 
 
 def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
