@@ -280,7 +280,9 @@ class _Run:
         if isinstance(result, Damaged):
             self._deliveries.damaged[build] += not isinstance(result, LetGo)
             if self._deliveries.damaged[build] >= REBUILDS:
-                self._fail(build, StepFailed("the package keeps getting damaged", hint=verification.DISK))
+                self._fail(
+                    build, StepFailed("the package keeps getting damaged", hint=verification.DISK)
+                )
             self._put_back(result)
         elif isinstance(result, PhipipeError):
             self._fail(build, result)

@@ -132,7 +132,7 @@ def test_shared_steps_cost_once_and_unknown_ones_are_named() -> None:
     both = outlooks(first, second, known={"source": 10.0, "quantize": 3.0})
     whole = outlook.total(both)
     assert (whole.steps, whole.seconds, whole.unknown) == (4, 16.0, ("measure",))
-    assert (whole.output_bytes, whole.memory_bytes, whole.earlier) == (20, 7, 4)
+    assert (whole.disk.written, whole.memory_bytes, whole.earlier) == (20, 7, 4)
     assert (both[1].cost.steps, both[1].cost.seconds) == (2, 13.0)
     assert outlook.total(outlooks(first, known={})).seconds is None
     assert outlook.total([]).seconds == 0

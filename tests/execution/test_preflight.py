@@ -12,7 +12,7 @@ from testing.plans import planned
 
 from phipipe import cli, hardware
 from phipipe.errors import StepKilled, StoreError
-from phipipe.execution import preflight
+from phipipe.execution import disk, preflight
 from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
 from phipipe.store.store import Store
@@ -77,7 +77,7 @@ def test_disk_is_summed_over_all_builds_and_shared_steps_count_once(
     monkeypatch.setattr(preflight, "machine", lambda *_: replace(here, cache_free_bytes=11 * GIB))
     found = preflight.refusal(plans, store, settings, tmp_path)
     assert isinstance(found, StoreError)
-    assert "writes about 12." in found.message
+    assert "needs about 12." in found.message
     assert "step `source` writes most, 6.0 GiB" in found.message
 
 
@@ -93,7 +93,7 @@ def test_packages_on_another_disk_need_their_room_there(
     monkeypatch.setattr(preflight, "machine", lambda *_: replace(here, out_free_bytes=None))
     found = preflight.refusal([made], store, settings, tmp_path)
     assert found is not None
-    assert "writes about 6." in found.message  # in the cache, and beside it
+    assert "needs about 6." in found.message  # in the cache, and beside it
 
 
 def test_what_lies_there_already_counts_as_written(
@@ -106,13 +106,32 @@ def test_what_lies_there_already_counts_as_written(
     made = with_sizes(
         planned(), source={"folder": tmp_path / "partial" / "whole", "output_bytes": 1200}
     )
-    steps = [step for step in made.steps if step.name == "source"]
+    uses = disk.uses_of([step for step in made.steps if step.name == "source"])
     here = preflight.Machine(memory_bytes=1, cache_free_bytes=300, out_free_bytes=None)
-    assert preflight._too_little_disk(steps, here, tmp_path, None) is None
-    assert (
-        preflight._too_little_disk(steps, replace(here, cache_free_bytes=100), tmp_path, None)
-        is not None
+    run = preflight.Run(here=here, cache=tmp_path, out=None, keep_all=True)
+    assert preflight._too_little_disk(uses, run) is None
+    less = replace(run, here=replace(here, cache_free_bytes=100))
+    assert preflight._too_little_disk(uses, less) is not None
+
+
+def test_what_keeps_less_is_named_where_that_would_fit(
+    store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = with_sizes(
+        planned(),
+        convert={"output_bytes": 4 * GIB},
+        quantize={"output_bytes": 3 * GIB},
+        package={"output_bytes": 3 * GIB, "taken_bytes": 3 * GIB},
     )
+    here = preflight.Machine(memory_bytes=10**15, cache_free_bytes=8 * GIB, out_free_bytes=None)
+    monkeypatch.setattr(preflight, "machine", lambda *_: here)
+    found = preflight.refusal([made], store, settings, tmp_path)  # 4 + 3, and 3 in the folder
+    assert found is not None
+    assert "needs about 10." in found.message
+    assert found.hint is not None
+    assert "PHIPIPE_KEEP=artifacts needs less" in found.hint
+    lean = replace(settings, keep_all=False)
+    assert preflight.refusal([made], store, lean, tmp_path) is None
 
 
 def test_run_refuses_before_anything_is_written(

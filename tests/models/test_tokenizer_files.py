@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from phipipe.errors import SourceError
-from phipipe.hub import take
+from phipipe.hub import take, taking
 from phipipe.models import checkpoints, sentencepiece_file, tokenizer_files
 
 
@@ -59,7 +59,9 @@ def test_contradictions_name_both_files(
     change(checkpoint, file, edit)
     (tmp_path / "out").mkdir()
     with pytest.raises(SourceError) as caught:
-        take.take({"files": checkpoint}, tmp_path / "out", {"files": checkpoints.files(checkpoint)})
+        taking.take(
+            {"files": checkpoint}, tmp_path / "out", {"files": checkpoints.files(checkpoint)}
+        )
     assert words in caught.value.message
     assert caught.value.hint
 

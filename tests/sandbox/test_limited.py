@@ -19,7 +19,7 @@ from testing.hostile_templates import ATTACKS, DEEP, deep, variations
 from testing.places import TESTS
 
 from phipipe.errors import PhipipeError, SourceError, StepKilled, ToolchainError
-from phipipe.hub import take
+from phipipe.hub import take, taking
 from phipipe.models import checkpoints
 from phipipe.processes.children import python_command
 from phipipe.sandbox import chat_templates, template_files, watch
@@ -296,7 +296,7 @@ def test_the_source_step_refuses_a_template_that_attacks(tmp_path: Path) -> None
     source = checkpoint(tmp_path / "source", "{{ 'A'*10000000000 }}")
     (tmp_path / "out").mkdir()
     with pytest.raises(SourceError, match="the checkpoint's chat template takes more than 256 MiB"):
-        take.take({"files": source}, tmp_path / "out", {"files": checkpoints.files(source)})
+        taking.take({"files": source}, tmp_path / "out", {"files": checkpoints.files(source)})
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,14 @@ from phipipe.settings import given as given_variables
 from phipipe.settings.rows import SETTINGS, Kind
 
 TRUSTED_ONLY = {
+    *("keep", "sources"),
     *("cache", "toolchains", "memory_limit_gib", "preflight", "remote", "remote_mode", "trust"),
 }
 FREE = {"toolchain", "step_timeout_s", "idle_timeout_s"}
 EXAMPLES = {
     "cache": '"somewhere"',
+    "keep": '"artifacts"',
+    "sources": '"copy"',
     "toolchains": '"tools"',
     "toolchain": '"current"',
     "step_timeout_s": "60",
@@ -73,6 +76,7 @@ def test_every_setting_but_import_roots_can_stand_in_the_users_file(user: Path) 
     user.write_text("".join(f"{key} = {text}\n" for key, text in EXAMPLES.items()), "utf-8")
     found = Settings.read()
     assert (found.cache, found.toolchains) == (user.parent / "somewhere", user.parent / "tools")
+    assert (found.keep_all, found.copies_sources, found.borrows_sources) == (False, True, False)
     assert (found.step_timeout_s, found.idle_timeout_s, found.memory_limit_gib) == (60, 1.5, 8)
     assert (found.use_current, found.preflight) == (True, False)
     assert (found.remote, found.remote_writes) == ("s3://bucket/prefix", False)
