@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from phipipe import hardware, progress
-from phipipe.errors import PhipipeError, Skipped, StepFailed
+from phipipe.errors import PhipipeError, Skipped
 from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
 from phipipe.execution.deliveries import Deliveries
@@ -59,8 +59,8 @@ def attempt(
         # the steps of one build are nearly a chain
         threads = threads_per_server(jobs if len(plans) > 1 else 1)
         bench = (manner.engine or Bench)(store, settings, listener.note, threads)
-        keeping = Keeping(store, settings.keep_all)
-        return _Run(plans, keeping, bench, listener, replace(manner, jobs=jobs)).outcomes()
+        keeping, manner = Keeping(store, settings.keep_all), replace(manner, jobs=jobs)
+        return _Run(plans, keeping, bench, listener, manner).outcomes()
 
 
 class _Run:
@@ -252,7 +252,7 @@ class _Run:
         node.damaged += not isinstance(damage, LetGo)
         if node.damaged >= REBUILDS:
             lost = f"step `{node.step.name}`: its inputs keep getting damaged"
-            self._failed(node, StepFailed(lost, hint=verification.HINT))
+            self._failed(node, verification.lost(lost))
         self._todo.renew(node)
 
     def _put_back(self, damage: Damaged, reader: Node | None = None) -> None:
@@ -280,9 +280,7 @@ class _Run:
         if isinstance(result, Damaged):
             self._deliveries.damaged[build] += not isinstance(result, LetGo)
             if self._deliveries.damaged[build] >= REBUILDS:
-                self._fail(
-                    build, StepFailed("the package keeps getting damaged", hint=verification.DISK)
-                )
+                self._fail(build, verification.lost("the package keeps getting damaged"))
             self._put_back(result)
         elif isinstance(result, PhipipeError):
             self._fail(build, result)

@@ -46,6 +46,15 @@ class Adding:
             StoreError: the disk is full or fails, or a step left something else than plain files.
             StepFailed: the step left no files.
         """
+        stored = self._entered(key, folder, record, taken)
+        if taken is not None and not self.letting.let_go(taken, stored.digest):
+            with refusals.guard(self.root, stored.size_bytes):
+                files.separate(stored.path)  # somebody else reads it
+        return stored
+
+    def _entered(
+        self, key: str, folder: Path, record: Mapping[str, Json], taken: Stored | None
+    ) -> Stored:
         with refusals.guard(self.root):
             needed = sum(status.st_size for status in keys.walk(folder).values())
         with (
@@ -75,11 +84,7 @@ class Adding:
                 files.write(aside / "record", keys.seal_record(whole))
             self.records.enter(aside / "record", key)
         self.trees.sound.add(whole["digest"])
-        stored = self.records.result(whole)
-        if taken is not None and not self.letting.let_go(taken, stored.digest):
-            with refusals.guard(self.root, stored.size_bytes):
-                files.separate(stored.path)  # somebody else reads it
-        return stored
+        return self.records.result(whole)
 
     def publish(self, folder: Path, digest: str, times: dict[str, int]) -> dict[str, int]:
         """Move ``folder`` to its place, unless the same content is there; the files' times as they

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 
+from phipipe.errors import StoreError
 from phipipe.store import keys
 
 
@@ -148,7 +149,16 @@ def separate(folder: Path, other: Path | None = None) -> None:
             own = folder / f"{path}.{uuid.uuid4().hex[:8]}"
             copy(folder / path, own)
             own.chmod(stat.S_IMODE(status.st_mode))
+            _flush_file(own)
             own.replace(folder / path)
+
+
+def part(folder: Path) -> None:
+    """``separate`` what a killed process left with two names when one tree took over another's
+    files; what is no tree stays as it is."""
+    with contextlib.suppress(OSError, StoreError):
+        if any(status.st_nlink > 1 for status in keys.walk(folder).values()):
+            separate(folder)
 
 
 def seal(folder: Path, paths: Collection[str]) -> None:

@@ -167,6 +167,8 @@ class Store:
         return letting_go.whole(stored, self._trees)
 
     def _make_sure(self, stored: Stored) -> None:
+        with refusals.guard(self.root, stored.size_bytes):
+            files.part(stored.path)
         seen = files.identity(stored.path)
         if not self._trees.is_intact(stored.path, stored.digest):
             message = f"the result {stored.key[:12]} is not what was stored"

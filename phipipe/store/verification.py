@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from phipipe.errors import StepFailed
 from phipipe.store import files, letting_go
 from phipipe.store.quarantine import Quarantine
 from phipipe.store.records import Damaged, NoRecord, Records
 from phipipe.store.trees import Trees
 
-DISK = "check the disk"
-HINT = f"{DISK}; then phipipe cache verify"
+
+def lost(message: str) -> StepFailed:
+    """What to say where something was made again and again, and is damaged each time."""
+    return StepFailed(message, hint="check the disk; then phipipe cache verify")
 
 
 def verify(trees: Trees, records: Records, quarantine: Quarantine) -> list[str]:
