@@ -85,13 +85,22 @@ def _at_hand(manifest: Manifest, store: Store) -> Path | None:
             )
         return take.BUILTIN_MODELS[source.name]
     folder = store.root / "objects" / source.digest
-    if not folder.is_dir():
-        lent = store.lent(source.digest)  # it was never copied
-        folder = lent if lent is not None else folder
-    if not folder.is_dir():
-        return None
-    stored = gguf_files.alone_in(folder)
-    return stored if _is_original(manifest, stored, store) else None
+    if folder.is_dir():
+        stored = gguf_files.alone_in(folder)
+        return stored if _is_original(manifest, stored, store) else None
+    return _where_it_lies(manifest, store)
+
+
+def _where_it_lies(manifest: Manifest, store: Store) -> Path | None:
+    """The user's folder or GGUF that was never copied into the cache, if it is what it was: the
+    original itself, or what it was mended from."""
+    came = [manifest.source.digest]
+    came += [manifest.steps[UNMENDED].digest] if UNMENDED in manifest.steps else []
+    for digest in came:
+        place = store.lent(digest)
+        if place is not None and place.exists() and _digest(place, store) == digest:
+            return place
+    return None
 
 
 def _is_original(manifest: Manifest, folder: Path, store: Store) -> bool:
