@@ -138,12 +138,12 @@ def test_the_recipe_in_the_package_builds_the_same_artifact(
 
 
 def test_a_deleted_object_is_noticed_and_built_again(shell: Shell, first: dict[str, Any]) -> None:
-    gone = stored(shell, first, "quantize")
+    gone = stored(shell, first, "convert")
     unlock(gone)
     shutil.rmtree(gone)
     (again,) = shell.run()
-    assert not steps(again)["quantize"]["cached"]
-    assert steps(again)["quantize"]["digest"] == steps(first)["quantize"]["digest"]
+    assert not steps(again)["convert"]["cached"]
+    assert steps(again)["convert"]["digest"] == steps(first)["convert"]["digest"]
 
 
 @pytest.mark.parametrize("keep_times", [False, True])
