@@ -22,7 +22,7 @@ from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.planning import generation_steps, machine, run_steps, scoring, vision_steps
+from phipipe.planning import generation_steps, machine, run_steps, sampled, scoring, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.build import Build
@@ -98,14 +98,19 @@ def _scored(
         toolchain=toolchain, memory_bytes=4 * language.parameters + scoring.RUNTIME_BYTES
     )
     shipped = Step(name="artifact", runs="", version=1, toolchain=toolchain)
-    counted = run_steps.tokens(recipe, language)
+    counted, knob = run_steps.tokens(recipe, language), _knob(recipe, api, "cpu")
     evaluation = scoring.compare_step(
-        "evaluate", "artifact", recipe, opened, parameters=whole.parameters
+        "evaluate",
+        "artifact",
+        recipe,
+        opened,
+        parameters=whole.parameters,
+        until={} if kv else sampled.until(recipe, knob),  # both caches on the same positions
     )
     return [
         *(vision_steps.scoring_steps(whole, shipped, recipe) if kinds.sees(whole) else ()),
         evaluation,
-        *run_steps.steps(evaluation, _knob(recipe, api, "cpu"), counted),
+        *run_steps.steps(evaluation, knob, counted, recipe),
         *([run_steps.cache_step(evaluation, kv, counted)] if kv else ()),
         *_answers(recipe, evaluation, language),
         scoring.measure_step("artifact", recipe, opened),
@@ -175,10 +180,16 @@ def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
     )
     steps = [scoring.measure_step("artifact", recipe, opened)]
     if api not in backend.tokens_only:
+        knob = _knob(recipe, api, api)
         compare = scoring.compare_step(
-            "evaluate", "artifact", recipe, opened, parameters=parameters
+            "evaluate",
+            "artifact",
+            recipe,
+            opened,
+            parameters=parameters,
+            until=sampled.until(recipe, knob),
         )
-        run = run_steps.steps(compare, _knob(recipe, api, api), recipe.evaluate.tokens)
+        run = run_steps.steps(compare, knob, recipe.evaluate.most_tokens, recipe)
         steps = [compare, *run, *steps]
     return Plan(
         build=_build(manifest, recipe),

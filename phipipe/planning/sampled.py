@@ -1,0 +1,120 @@
+"""Builds that score as many windows as it takes (`evaluate.tokens: auto`): what their steps are
+told, and how they stay comparable with others of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from phipipe.evaluate.run_reports import SAME
+from phipipe.evaluate.sampling import MEANS, WHOLE
+from phipipe.models.checkpoint import Checkpoint
+from phipipe.planning.plan import Plan
+from phipipe.recipe.build import Build
+from phipipe.recipe.recipe import Recipe
+from phipipe.recipe.tokens import AUTO, USUAL_TOKENS, most
+from phipipe.steps import Json, Params, Step
+from phipipe.vision import kinds
+
+BASELINES = ("baseline", "base-baseline")
+
+
+def settled(build: Build, whole: Checkpoint) -> Build:
+    """``build``, which says how many tokens are scored where its recipe does not: that depends on
+    the original."""
+    evaluate = build.recipe.evaluate
+    if evaluate.tokens is not None:
+        return build
+    language = kinds.language(whole) if kinds.sees(whole) else whole
+    tokens = AUTO if language.large else USUAL_TOKENS
+    recipe = build.recipe.model_copy(
+        update={"evaluate": evaluate.model_copy(update={"tokens": tokens})}
+    )
+    return replace(build, recipe=recipe)
+
+
+def baseline(recipe: Recipe) -> dict[str, Json]:
+    """Parameters of the step that scores the original. It reads the text in its own order, once for
+    all builds, so that it knows nothing of where a build may stop."""
+    evaluate = recipe.evaluate
+    windows = {"tokens": evaluate.most_tokens, "window": evaluate.window, "skip": evaluate.skip}
+    return windows | ({"at_most": True} if evaluate.tokens == AUTO else {})
+
+
+def until(recipe: Recipe, knob: str | None) -> dict[str, Json]:
+    """Parameters of the step that scores a build, whose runtime does ``knob`` besides; none where a
+    number is asked for."""
+    ruled = MEANS | WHOLE if knob == SAME else (MEANS | WHOLE) - {"kld_run"}
+    return _until(recipe, ruled)
+
+
+def until_run(recipe: Recipe) -> dict[str, Json]:
+    """The same of the step that scores it as its runtime computes by default."""
+    return _until(recipe, frozenset({"kld_run"}))
+
+
+def _until(recipe: Recipe, ruled: frozenset[str]) -> dict[str, Json]:
+    evaluate = recipe.evaluate
+    if evaluate.tokens != AUTO:
+        return {}
+    gates = {
+        name: gate.model_dump(exclude_none=True)
+        for name, gate in evaluate.gates.items()
+        if name in ruled
+    }
+    return {"until": {"tokens": evaluate.most_tokens, "gates": gates}}
+
+
+def whole(step: Step) -> Step:
+    """``step``, which scores all that the baseline has."""
+    return replace(step, params={k: v for k, v in step.params.items() if k != "until"})
+
+
+def comparable(plans: Sequence[Plan]) -> list[Plan]:
+    """``plans`` of one file, of which those that score one text in one way compare though some ask
+    for a number of tokens and some for `auto`.
+
+    The baseline that has the most tokens serves the builds that ask for `auto`, too: the windows
+    that these score are among the first. Builds with a number keep what they score, and tell of the
+    windows that others may score as well.
+    """
+    return [_beside(plan, [other for other in plans if _is_like(plan, other)]) for plan in plans]
+
+
+def _is_like(plan: Plan, other: Plan) -> bool:
+    """Whether both score one text in one way, but for the number of tokens."""
+    a, b = plan.build.recipe, other.build.recipe
+    same = (a.source, a.evaluate.text, a.evaluate.window, a.evaluate.skip) == (
+        b.source,
+        b.evaluate.text,
+        b.evaluate.window,
+        b.evaluate.skip,
+    )
+    return same and plan.build.folder == other.build.folder
+
+
+def _beside(plan: Plan, others: Sequence[Plan]) -> Plan:
+    asked = [other.build.recipe.evaluate.tokens for other in others]
+    numbers = [tokens for tokens in asked if isinstance(tokens, int)]
+    if not numbers or AUTO not in asked:
+        return plan
+    evaluate = plan.build.recipe.evaluate
+    if evaluate.tokens != AUTO:
+        told = {"told": most(AUTO, evaluate.window)}
+        return _with(plan, ("evaluate",), lambda params: {**params, **told})
+    longest = max(numbers)
+    if longest < evaluate.most_tokens:
+        return plan  # the windows that it may score are not all there
+    return _with(
+        plan,
+        BASELINES,
+        lambda params: {**{k: params[k] for k in params if k != "at_most"}, "tokens": longest},
+    )
+
+
+def _with(plan: Plan, names: Sequence[str], change: Callable[[Params], Params]) -> Plan:
+    steps = [
+        replace(step, params=change(step.params)) if step.name in names else step
+        for step in plan.steps
+    ]
+    return replace(plan, steps=tuple(steps))
