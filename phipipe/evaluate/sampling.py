@@ -24,6 +24,7 @@ REASONS = {
 # Per window: the names are those of ``reference.score``, but for the square of ``dp``.
 FIGURES = ("kld", "top1", "nll", "nll_baseline", "dp_square")
 # Metrics that are no means over positions, and not known of some windows alone.
+MOST_NATS = 300.0  # of a mean: its exponential, and a ratio of two, are still numbers
 WHOLE = frozenset({"kld_median", "kld_p99", "kld_max"})
 MEANS = frozenset({"kld_mean", "kld_run", "top1", "ppl", "ppl_ratio", "dp_rms"})
 
@@ -38,7 +39,30 @@ def order(count: int) -> list[int]:
 def words(sampling: Sampling) -> str:
     """How much was scored, and why no more."""
     reason = REASONS.get(sampling.reason, sampling.reason)
-    return f"{sampling.tokens:,} of at most {sampling.cap:,} tokens scored: {reason}"
+    if sampling.tokens < sampling.cap:
+        return f"{sampling.tokens:,} of at most {sampling.cap:,} tokens scored: {reason}"
+    return f"{sampling.tokens:,} tokens scored: {reason}"
+
+
+def original(sampling: Sampling) -> tuple[float, float] | None:
+    """The original's perplexity over the windows scored, and its standard error between them; None
+    where all were asked for, so that the baseline says it."""
+    if sampling.reason == "asked":
+        return None
+    costs = [float(cost) for cost in sampling.figures["nll_baseline"]]
+    perplexity = math.exp(statistics.fmean(costs))
+    return perplexity, perplexity * _error(costs) if len(costs) > 1 else 0.0
+
+
+def problem(one: Sampling) -> str | None:
+    """What in it cannot be, in words; its file may come from a stranger."""
+    if len(set(one.windows)) < len(one.windows):
+        return "a window was scored twice"
+    lengths = [len(one.figures.get(name, ())) for name in FIGURES]
+    if any(length != len(one.windows) for length in lengths):
+        return "not every window has all figures"
+    costs = (*one.figures["nll"], *one.figures["nll_baseline"])
+    return None if all(cost <= MOST_NATS for cost in costs) else "a perplexity is no number"
 
 
 def shared(every: Iterable[Sampling | None]) -> tuple[int, ...] | None:

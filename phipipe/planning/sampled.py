@@ -65,6 +65,18 @@ def _until(recipe: Recipe, ruled: frozenset[str]) -> dict[str, Json]:
     return {"until": {"tokens": evaluate.most_tokens, "gates": gates}}
 
 
+def lines(plan: Plan) -> list[str]:
+    """What is foreseen of how much will be scored; nothing where the recipe says a number, or
+    nothing is scored."""
+    evaluate = plan.build.recipe.evaluate
+    if evaluate.tokens != AUTO or not any("until" in step.params for step in plan.steps):
+        return []
+    return [
+        f"scored on at most {evaluate.most_tokens:,} tokens: until every gate is decided and the "
+        "error of the KL divergence is below 5 %"
+    ]
+
+
 def whole(step: Step) -> Step:
     """``step``, which scores all that the baseline has."""
     return replace(step, params={k: v for k, v in step.params.items() if k != "until"})
@@ -82,15 +94,15 @@ def comparable(plans: Sequence[Plan]) -> list[Plan]:
 
 
 def _is_like(plan: Plan, other: Plan) -> bool:
-    """Whether both score one text in one way, but for the number of tokens."""
-    a, b = plan.build.recipe, other.build.recipe
-    same = (a.source, a.evaluate.text, a.evaluate.window, a.evaluate.skip) == (
-        b.source,
-        b.evaluate.text,
-        b.evaluate.window,
-        b.evaluate.skip,
-    )
-    return same and plan.build.folder == other.build.folder
+    """Whether both are of one file, and score one text in one way but for the number of tokens."""
+    return _scores(plan) == _scores(other)
+
+
+def _scores(plan: Plan) -> tuple[object, ...]:
+    build = plan.build
+    recipe, evaluate = build.recipe, build.recipe.evaluate
+    how = (evaluate.text, evaluate.window, evaluate.skip)
+    return (build.folder, recipe.name, recipe.source, *how)
 
 
 def _beside(plan: Plan, others: Sequence[Plan]) -> Plan:
