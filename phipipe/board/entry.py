@@ -55,7 +55,7 @@ class Entry:
     # more, and what ``sampling.over`` needs to compare; 0: all ``tokens``
     scored: int = 0
     stopped: str = ""
-    windows: Sequence[int] = ()
+    windows: Sequence[int] = field(default_factory=list)
     by_window: Mapping[str, Sequence[float]] = field(default_factory=dict)
     baseline_ppl: float = 0.0
     change: str = ""  # of an adapter: what it changes of its base, in words
@@ -200,12 +200,12 @@ def _with_fidelity(entry: Entry, fidelity: Metrics) -> Entry:
 
 def _with_sampling(entry: Entry, told: Sampling | None) -> Entry:
     if told is None:
-        return replace(entry, scored=0, stopped="", windows=(), by_window={})
+        return replace(entry, scored=0, stopped="", windows=[], by_window={})
     return replace(
         entry,
         scored=told.tokens,
         stopped=told.reason,
-        windows=tuple(told.windows),
+        windows=told.windows,
         by_window=told.figures,
     )
 

@@ -130,6 +130,8 @@ def _only(metrics: Metrics, windows: Sequence[int]) -> Metrics:
     assert metrics.sampling is not None
     figures, errors = over(metrics.sampling, windows)
     kept = {name: value for name, value in metrics.metrics.items() if name not in WHOLE}
+    if metrics.run is not None and not metrics.run.how:  # both divergences are one
+        figures = {**figures, "kld_run": figures["kld_mean"]}
     return metrics.model_copy(
         update={"metrics": {**kept, **figures}, "stderr": {**metrics.stderr, **errors}}
     )

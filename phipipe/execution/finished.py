@@ -174,20 +174,15 @@ def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
         "artifact": _artifact(folder, manifest),
         "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
     }
-    parameters = manifest.source.parameters
+    parameters, knob = manifest.source.parameters, _knob(recipe, api, api)
     opened = scoring.Opened(
         toolchain=toolchain, memory_bytes=4 * parameters + scoring.RUNTIME_BYTES, api=api
     )
     steps = [scoring.measure_step("artifact", recipe, opened)]
     if api not in backend.tokens_only:
-        knob = _knob(recipe, api, api)
+        until = sampled.until(recipe, knob)
         compare = scoring.compare_step(
-            "evaluate",
-            "artifact",
-            recipe,
-            opened,
-            parameters=parameters,
-            until=sampled.until(recipe, knob),
+            "evaluate", "artifact", recipe, opened, parameters=parameters, until=until
         )
         run = run_steps.steps(compare, knob, recipe.evaluate.most_tokens, recipe)
         steps = [compare, *run, *steps]
@@ -197,7 +192,7 @@ def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
         api=api,
         on_target="true",
         steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
-        knob=_knob(recipe, api, api),
+        knob=knob,
     )
 
 
