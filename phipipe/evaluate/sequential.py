@@ -63,7 +63,7 @@ LEAST_ERROR = 1e-6
 
 def looks(count: int) -> tuple[int, ...]:
     """After how many of ``count`` windows it is asked whether they are enough: from the fourth on
-    after each, from the ninth on after an eighth more; never after the last."""
+    after each, from the sixteenth on after an eighth more; never after the last."""
     found, at = [], FIRST_LOOK
     while at < count:
         found.append(at)

@@ -143,6 +143,13 @@ def _artifact(folder: Path, manifest: Manifest) -> Outside:
     return Outside(folder, tuple(sorted(entry.path for entry in manifest.files)))
 
 
+def _kept(folder: Path, manifest: Manifest) -> Outside:
+    """The reference data of the package in ``folder``."""
+    paths = [entry.path.partition("/") for entry in manifest.files]
+    kept = [inner for name, _, inner in paths if inner and name == reference.FOLDER]
+    return Outside(folder / reference.FOLDER, tuple(sorted(kept)))
+
+
 def _reading(step: Step, artifact: Outside) -> Step:
     """``step``, whose need of the step ``artifact`` the files of a finished package fill."""
     needs = {name: need for name, need in step.needs.items() if need != "artifact"}
@@ -168,12 +175,7 @@ def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
     recipe, api = _recipe(manifest, None, None), manifest.api
     backend, target = backends.load(recipe.backend), _device(manifest)
     toolchain = _toolchain_here(folder, backend, recipe, target, api)
-    paths = [entry.path.partition("/") for entry in manifest.files]
-    kept = [inner for folder_name, _, inner in paths if inner and folder_name == reference.FOLDER]
-    shipped = {
-        "artifact": _artifact(folder, manifest),
-        "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
-    }
+    shipped = {"artifact": _artifact(folder, manifest), "baseline": _kept(folder, manifest)}
     parameters, knob = manifest.source.parameters, _knob(recipe, api, api)
     opened = scoring.Opened(
         toolchain=toolchain, memory_bytes=4 * parameters + scoring.RUNTIME_BYTES, api=api

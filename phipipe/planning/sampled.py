@@ -13,7 +13,7 @@ from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.tokens import AUTO, USUAL_TOKENS, most
-from phipipe.steps import Json, Params, Step
+from phipipe.steps import Json, Step
 from phipipe.vision import kinds
 
 BASELINES = ("baseline", "base-baseline")
@@ -106,27 +106,25 @@ def _scores(plan: Plan) -> tuple[object, ...]:
 
 
 def _beside(plan: Plan, others: Sequence[Plan]) -> Plan:
-    asked = [other.build.recipe.evaluate.tokens for other in others]
-    numbers = [tokens for tokens in asked if isinstance(tokens, int)]
-    if not numbers or AUTO not in asked:
+    """``plan``, to be compared with ``others``, which score as it does but for how much."""
+    numbers = {tokens: one for one in others if isinstance(tokens := _tokens(one), int)}
+    if not numbers or all(_tokens(one) != AUTO for one in others):
         return plan
     evaluate = plan.build.recipe.evaluate
     if evaluate.tokens != AUTO:
         told = {"told": most(AUTO, evaluate.window)}
-        return _with(plan, ("evaluate",), lambda params: {**params, **told})
+        return _with(plan, lambda step: replace(step, params={**step.params, **told}), "evaluate")
     longest = max(numbers)
     if longest < evaluate.most_tokens:
         return plan  # the windows that it may score are not all there
-    return _with(
-        plan,
-        BASELINES,
-        lambda params: {**{k: params[k] for k in params if k != "at_most"}, "tokens": longest},
-    )
+    there = {step.name: step for step in numbers[longest].steps}
+    return _with(plan, lambda step: there[step.name], *BASELINES)
 
 
-def _with(plan: Plan, names: Sequence[str], change: Callable[[Params], Params]) -> Plan:
-    steps = [
-        replace(step, params=change(step.params)) if step.name in names else step
-        for step in plan.steps
-    ]
+def _tokens(plan: Plan) -> int | str | None:
+    return plan.build.recipe.evaluate.tokens
+
+
+def _with(plan: Plan, change: Callable[[Step], Step], *names: str) -> Plan:
+    steps = (change(step) if step.name in names else step for step in plan.steps)
     return replace(plan, steps=tuple(steps))
