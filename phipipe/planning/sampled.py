@@ -107,8 +107,9 @@ def _scores(plan: Plan) -> tuple[object, ...]:
 
 def _beside(plan: Plan, others: Sequence[Plan]) -> Plan:
     """``plan``, to be compared with ``others``, which score as it does but for how much."""
-    numbers = {tokens: one for one in others if isinstance(tokens := _tokens(one), int)}
-    if not numbers or all(_tokens(one) != AUTO for one in others):
+    asked = [(_tokens(one), one) for one in others]
+    numbers = {tokens: one for tokens, one in asked if isinstance(tokens, int)}
+    if not numbers or len(numbers) == len({tokens for tokens, _ in asked}):
         return plan
     evaluate = plan.build.recipe.evaluate
     if evaluate.tokens != AUTO:
