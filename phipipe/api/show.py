@@ -8,7 +8,7 @@ from itertools import islice
 from phipipe import backends
 from phipipe.algorithms import smooth
 from phipipe.errors import PhipipeError
-from phipipe.evaluate import run_reports
+from phipipe.evaluate import run_reports, sampling
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Baseline, Metrics, Speed, Vision
 from phipipe.evaluate.run_reports import AsRun
@@ -84,6 +84,8 @@ def describe_outcome(done: Outcome) -> str:
         answers,
     )
     lines = [heading(done.plan), figures.plain_table(rows)]
+    if metrics and metrics.sampling and metrics.sampling.reason != "asked":
+        lines.append(f"\n{sampling.words(metrics.sampling)}")
     lines += [f"\n{line}" for line in answer_words.remarks(answers)] if answers else []
     if speed and done.plan.on_target != "true" and done.plan.device:
         lines.append(

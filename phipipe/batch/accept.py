@@ -13,6 +13,7 @@ from phipipe.batch import folder
 from phipipe.batch.folder import LATEST
 from phipipe.batch.selection import Item
 from phipipe.errors import GateFailed, PhipipeError, Skipped
+from phipipe.evaluate import sampling
 from phipipe.evaluate.answer_reports import AnswerFigures, Answers
 from phipipe.evaluate.reports import Metrics, Speed, Vision
 from phipipe.execution.results import Outcome
@@ -108,8 +109,11 @@ def _accept(
     if old is not None:
         new = old if version == accepted else package.read_manifest(outcome.package)
         compared = comparable(old, new)
+        was, now = sampling.alike(old.fidelity, new.fidelity) or (old.fidelity, new.fidelity)
         worse = regressions(
-            {n: before[n] for n in compared}, metrics, item.build.recipe.evaluate.tolerance
+            {name: value for name, value in {**before, **was.metrics}.items() if name in compared},
+            {**metrics, **now.metrics},
+            item.build.recipe.evaluate.tolerance,
         )
     if version != accepted and not worse:
         folder.point(home, version)
@@ -166,6 +170,11 @@ def comparable(old: Manifest, new: Manifest) -> frozenset[str]:
     machine, too), answers to the same prompts, speed on the same machine; sizes always."""
     names = frozenset(_figures_of(old))
     fidelity = names - SIZES - SPEEDS - ANSWERS if _text_of(old) == _text_of(new) else frozenset()
+    alike = sampling.alike(old.fidelity, new.fidelity)
+    if alike is None:
+        fidelity = frozenset()
+    elif sampling.shared(told.fidelity.sampling for told in (old, new)) is not None:
+        fidelity -= sampling.WHOLE
     if _run_of(old) != _run_of(new):
         fidelity -= {"kld_run"}
     answers = names & ANSWERS if _prompts_of(old) == _prompts_of(new) else frozenset()
@@ -174,9 +183,10 @@ def comparable(old: Manifest, new: Manifest) -> frozenset[str]:
 
 
 def _text_of(manifest: Manifest) -> tuple[str, int, int, int]:
-    """What fidelity is measured on."""
+    """What fidelity is measured on; of builds that tell of their windows, some may do."""
     baseline = manifest.fidelity.baseline
-    return manifest.steps["text"].digest, baseline.tokens, baseline.window, baseline.skip
+    tokens = 0 if manifest.fidelity.sampling else baseline.tokens
+    return manifest.steps["text"].digest, tokens, baseline.window, baseline.skip
 
 
 def _run_of(manifest: Manifest) -> tuple[str, int, Mapping[str, object]] | None:

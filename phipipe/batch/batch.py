@@ -28,7 +28,7 @@ from phipipe.execution import dispatch, preflight
 from phipipe.execution.manner import Engine, Manner
 from phipipe.execution.results import Listener
 from phipipe.package import manifest, places
-from phipipe.planning import preparation
+from phipipe.planning import preparation, sampled
 from phipipe.planning.plans import ReadOnce
 from phipipe.settings import Settings
 from phipipe.signing import recipe_key
@@ -75,6 +75,10 @@ def prepare(items: Sequence[Item], out: Path | None, *, elsewhere: bool = False)
             item.plan = preparation.prepare(item.build, read, elsewhere=elsewhere)
         except PhipipeError as error:
             item.error = error
+    planned = [(item, item.plan) for item in items if item.plan]
+    plans = sampled.comparable([plan for _, plan in planned])
+    for (item, _), plan in zip(planned, plans, strict=True):
+        item.plan = plan
 
 
 def _check_place(name: str, out: Path) -> None:

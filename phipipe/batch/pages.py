@@ -64,6 +64,7 @@ def boards(every: Sequence[Entry], out: Path, title: str) -> tuple[dict[str, str
             entry.source,
             entry.text,
             entry.tokens,
+            bool(entry.windows),
             entry.window,
             entry.skip,
             entry.source_digest,
@@ -113,7 +114,7 @@ def _contents(groups: Mapping[str, Sequence[Entry]], failed: Sequence[Entry], ti
         for name, members in groups.items()
     ]
     return environment.get_template("batch/boards.html.j2").render(
-        html.frame(),
+        html.frame([entry for members in groups.values() for entry in members]),
         title=title,
         made=origin.words(),
         tables=tables,

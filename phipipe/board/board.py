@@ -20,6 +20,7 @@ from phipipe.board import picks, remedies
 from phipipe.board.candidates import Answer, Candidate, Speed
 from phipipe.board.entry import Entry, one_line
 from phipipe.errors import SourceError
+from phipipe.evaluate import sampling
 
 
 def done(entries: Iterable[Entry]) -> list[Entry]:
@@ -63,9 +64,28 @@ def answers(entries: Iterable[Entry]) -> tuple[Answer, ...]:
 def candidates(entries: Sequence[Entry]) -> list[Candidate]:
     """``entries``, whose names are distinct, as decisions see them."""
     there = {(e.device, e.backend, e.precision) for e in done(entries)}
+    over = paired(entries)
     return [
-        _candidate(e, {p for d, b, p in there if (d, b) == (e.device, e.backend)}) for e in entries
+        replace(
+            _candidate(e, {p for d, b, p in there if (d, b) == (e.device, e.backend)}),
+            paired=over.get(e.name),
+        )
+        for e in entries
     ]
+
+
+def common(entries: Iterable[Entry]) -> tuple[int, ...]:
+    """The windows that all builds scored, by their places in the text, where not all scored the
+    same; else none."""
+    return sampling.shared(e.sampling for e in done(entries)) or ()
+
+
+def paired(entries: Sequence[Entry]) -> dict[str, float]:
+    """Name → mean KL divergence over the windows of ``common``, in nats; empty where builds compare
+    as they are."""
+    windows = common(entries)
+    told = {e.name: e.sampling for e in done(entries) if windows}
+    return {name: sampling.over(one, windows)[0]["kld_mean"] for name, one in told.items() if one}
 
 
 def _candidate(entry: Entry, taken: Collection[str]) -> Candidate:
@@ -116,7 +136,7 @@ def check_comparable(entries: Iterable[Entry]) -> None:
         "source model": lambda e: f"{e.source} {e.source_digest[:12]}",
         "evaluation text": lambda e: f"{e.text} {e.text_digest[:12]}",
         # of the build: on a device its first ones are scored
-        "number of tokens": lambda e: str(e.tokens),
+        "number of tokens": _amount,
         "window": lambda e: str(e.window),
         "skip": lambda e: str(e.skip),
     }
@@ -132,6 +152,17 @@ def check_comparable(entries: Iterable[Entry]) -> None:
         raise SourceError(
             f"these builds do not compare: their {what} differs: {a}, {b}", hint=advice
         )
+    if sampling.shared(e.sampling for e in every) == ():
+        raise SourceError(
+            "these builds do not compare: no part of the text was scored by all of them",
+            hint="give the recipes the same `evaluate` section and build again",
+        )
+
+
+def _amount(entry: Entry) -> str:
+    """How much was scored, as far as it has to be the same: of builds that tell of their windows,
+    those that they share are compared."""
+    return "any number, window by window" if entry.windows else str(entry.tokens)
 
 
 def elsewhere(entries: Iterable[Entry]) -> frozenset[str]:

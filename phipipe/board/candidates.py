@@ -44,6 +44,8 @@ class Candidate:
     failed: bool = False
     size: float | None = None  # GiB
     kld: float | None = None
+    # the divergence over those windows that all builds of the board scored, where they differ
+    paired: float | None = None
     bound: bool = False  # the divergence is a lower bound
     quantized: bool = False
     sound: bool = True  # reads text and chats as the original does
@@ -59,6 +61,11 @@ class Candidate:
         return not self.failed and self.size is not None and self.kld is not None
 
     @property
+    def distance(self) -> float:
+        """The divergence by which it is compared with others."""
+        return (self.kld if self.paired is None else self.paired) or 0.0
+
+    @property
     def fit(self) -> bool:
         """Whether it may be shipped at all."""
         return self.sound and self.known and (self.kld or 0.0) <= figures.KLD_FIT[1]
@@ -67,12 +74,12 @@ class Candidate:
     def closeness(self) -> tuple[float, float, str]:
         """The closest first, of equals the smallest; total, so that the order of builds changes
         nothing."""
-        return self.kld or 0.0, self.size or 0.0, self.name
+        return self.distance, self.size or 0.0, self.name
 
     @property
     def smallness(self) -> tuple[float, float, str]:
         """The smallest first, of equals the closest."""
-        return self.size or 0.0, self.kld or 0.0, self.name
+        return self.size or 0.0, self.distance, self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from phipipe.board.board import done, elsewhere
+from phipipe.board.board import common, done, elsewhere
 from phipipe.board.entry import Entry, one_line
 from phipipe.evaluate.run_reports import SAME
 from phipipe.metrics import METRICS
@@ -95,6 +95,24 @@ COLUMNS = (
 )
 
 
+SCORED = Column(
+    "scored",
+    "tokens scored",
+    "scored",
+    "On how many tokens of the text the figures of fidelity rest. Where builds differ in it, they "
+    "are ranked by the divergence over those that all of them scored.",
+    lambda e: float(e.scored or e.tokens),
+    lambda e: f"{e.scored or e.tokens:,}",
+    speed=False,
+)
+
+
+def columns(entries: Sequence[Entry]) -> tuple[Column, ...]:
+    """The columns that a board of ``entries`` has: how much was scored only where it may differ."""
+    sampled = any(e.scored for e in done(entries))
+    return (*COLUMNS[:3], SCORED, *COLUMNS[3:]) if sampled else COLUMNS
+
+
 def cell(column: Column, entry: Entry, away: frozenset[str]) -> str:
     """What ``column`` shows of ``entry``, with its marks."""
     shown = column.text(entry)
@@ -117,7 +135,15 @@ def remarks(entries: Sequence[Entry]) -> list[str]:
     """What adapters changed of their bases, a sentence for each original; what runtimes do by
     default; which builds hold the same learned weights, bit for bit."""
     told = {f"{one_line(e.source)}: {one_line(e.change)}." for e in done(entries) if e.change}
-    return [*sorted(told), *_knobs(entries), *_same_weights(entries)]
+    return [*sorted(told), *_pairing(entries), *_knobs(entries), *_same_weights(entries)]
+
+
+def _pairing(entries: Sequence[Entry]) -> list[str]:
+    """By what builds are ranked that scored different windows."""
+    if not (windows := common(entries)):
+        return []
+    tokens = len(windows) * done(entries)[0].window
+    return [f"Ranked by the KL divergence over the {tokens:,} tokens that all builds scored."]
 
 
 def _knobs(entries: Sequence[Entry]) -> list[str]:

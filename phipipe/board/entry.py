@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 from pydantic import ValidationError
 
 from phipipe.errors import SourceError
+from phipipe.evaluate import sampling
 from phipipe.evaluate.answer_reports import AnswerFigures
-from phipipe.evaluate.reports import Metrics, Sanity, Speed
+from phipipe.evaluate.reports import Metrics, Sampling, Sanity, Speed
 from phipipe.execution.results import Outcome
 from phipipe.metrics import names
 from phipipe.package import card, figures
@@ -50,6 +51,12 @@ class Entry:
     tokens: int = 0
     window: int = 0
     skip: int = 0
+    # where builds may have scored different windows: the tokens that the figures rest on, why no
+    # more, and what ``sampling.over`` needs to compare; 0: all ``tokens``
+    scored: int = 0
+    stopped: str = ""
+    windows: Sequence[int] = field(default_factory=list)
+    by_window: Mapping[str, Sequence[float]] = field(default_factory=dict)
     baseline_ppl: float = 0.0
     change: str = ""  # of an adapter: what it changes of its base, in words
     weights: str = ""  # the digest of learned weights, which other runtimes may share
@@ -76,6 +83,19 @@ class Entry:
     @property
     def size(self) -> float:
         return self.metrics["size_gib"]
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """What it scored, where builds may have scored different windows."""
+        if not self.windows:
+            return None
+        return Sampling(
+            tokens=self.scored,
+            cap=self.tokens,
+            reason=self.stopped,
+            windows=list(self.windows),
+            figures={name: list(values) for name, values in self.by_window.items()},
+        )
 
     @property
     def conditions(self) -> tuple[str, int]:
@@ -169,12 +189,24 @@ def measured(manifest: Description, evaluation: Metrics | None, speed: Speed) ->
 def _with_fidelity(entry: Entry, fidelity: Metrics) -> Entry:
     without_run = {name: value for name, value in entry.metrics.items() if name != "kld_run"}
     return replace(
-        entry,
+        _with_sampling(entry, fidelity.sampling),
         metrics={**without_run, **fidelity.metrics},
         knob=fidelity.run.how if fidelity.run else None,
         stderr=fidelity.stderr,
         profile=fidelity.profile,
         sanity=_told(fidelity.sanity, entry.accepted),
+    )
+
+
+def _with_sampling(entry: Entry, told: Sampling | None) -> Entry:
+    if told is None:
+        return replace(entry, scored=0, stopped="", windows=[], by_window={})
+    return replace(
+        entry,
+        scored=told.tokens,
+        stopped=told.reason,
+        windows=told.windows,
+        by_window=told.figures,
     )
 
 
@@ -238,6 +270,8 @@ def complaint(entry: Entry) -> str | None:
     )
     if min([*entry.metrics.values(), *entry.stderr.values(), *curves]) < 0:
         return "has a figure below zero"
+    if entry.sampling is not None and sampling.problem(entry.sampling):
+        return "has figures of windows that do not belong together"
     try:
         Sanity.model_validate(entry.sanity)
     except ValidationError:

@@ -10,8 +10,19 @@ from collections.abc import Mapping, Sequence
 
 from phipipe.board import board, charts, colours, origin, plots
 from phipipe.board.candidates import Answer
-from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, marks, notes, remarks
+from phipipe.board.columns import (
+    COLUMNS,
+    FRONT,
+    Column,
+    build_words,
+    cell,
+    columns,
+    marks,
+    notes,
+    remarks,
+)
 from phipipe.board.entry import Entry, one_line
+from phipipe.evaluate import sampling
 from phipipe.evaluate.reports import Sanity
 from phipipe.files import pages
 from phipipe.metrics import METRICS
@@ -30,7 +41,7 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     page = charts.Page(done, decisions, places)
     environment, made = pages.environment(in_template, is_html=True), origin.words()
     return environment.get_template("board/board.html.j2").render(
-        frame(),
+        frame(every),
         title=title,
         subtitle=f"{done[0].source} · {made}" if done else made,
         facts=_facts(done),
@@ -47,13 +58,14 @@ def render(entries: Sequence[Entry], title: str = "Fidelity board") -> str:
     )
 
 
-def frame() -> dict[str, object]:
-    """Names that every page of boards has: its colours and its words."""
+def frame(every: Sequence[Entry]) -> dict[str, object]:
+    """Names that a page of boards with ``every`` entry has: its colours, columns and words."""
+    shown = columns(every)
     return {
         "series": list(colours.SERIES.items()),
-        "columns": COLUMNS,
+        "columns": shown,
         "short": shortened,
-        "terms": {c.name: (c.title, c.meaning) for c in COLUMNS} | _TERMS,
+        "terms": {c.name: (c.title, c.meaning) for c in shown} | _TERMS,
     }
 
 
@@ -78,8 +90,9 @@ def shown(
 ) -> dict[str, object]:
     """The table and the answers, as the template's parts take them."""
     return {
+        "columns": columns(every),
         "answers": [_answer(answer, every, places) for answer in decisions],
-        "rows": _rows(every, decisions, places),
+        "rows": _rows(every, decisions, places, columns(every)),
         "notes": [*notes(every), *remarks(every)],
         "size": counted(len(every), "build"),
     }
@@ -88,13 +101,14 @@ def shown(
 def _facts(done: Sequence[Entry]) -> list[tuple[str, str]]:
     if not done:
         return []
+    most = "up to " if any(e.windows for e in done) else ""
     first, hosts = done[0], {figures.host_words(e.host) for e in done}
     where = next(iter(hosts)) if len(hosts) == 1 else f"{len(hosts)} machines, see Provenance"
     return [
         ("Model", f"{first.source}, {figures.number(first.parameters / 1e6)} million parameters"),
         (
             "Text",
-            f"{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}; the "
+            f"{most}{first.tokens:,} tokens of “{first.text}” in windows of {first.window:,}; the "
             f"original’s perplexity is {figures.number(first.baseline_ppl)}",
         ),
         ("Speed measured on", where),
@@ -125,7 +139,10 @@ def _answer(answer: Answer, every: Sequence[Entry], places: Mapping[str, int]) -
 
 
 def _rows(
-    every: Sequence[Entry], decisions: Sequence[Answer], places: Mapping[str, int]
+    every: Sequence[Entry],
+    decisions: Sequence[Answer],
+    places: Mapping[str, int],
+    shown: Sequence[Column],
 ) -> list[dict[str, object]]:
     away, (best, rivals) = board.elsewhere(every), board.standing(decisions)
     chosen = {pick.build for answer in decisions for pick in answer.picks[:1]}
@@ -143,7 +160,7 @@ def _rows(
                     "text": cell(c, entry, away).partition(" ± "),
                     "value": c.value(entry),
                 }
-                for c in COLUMNS
+                for c in shown
             ],
             "front": entry.name in best,
             "ship": entry.name in chosen,
@@ -180,6 +197,10 @@ def _prompts(entry: Entry) -> str:
     return ", ".join(told) or "–"
 
 
+def _scored(entry: Entry) -> str:
+    return sampling.words(entry.sampling) if entry.sampling else f"{entry.tokens:,} tokens"
+
+
 def _provenance(entry: Entry) -> dict[str, object]:
     return {
         "name": entry.name,
@@ -193,7 +214,7 @@ def _provenance(entry: Entry) -> dict[str, object]:
             "Source": entry.source,
             "Source digest": entry.source_digest,
             **({"Learned weights": entry.weights} if entry.weights else {}),
-            "Text": f"{entry.text}, {entry.tokens:,} tokens, window {entry.window:,}, first "
+            "Text": f"{entry.text}, {_scored(entry)}, window {entry.window:,}, first "
             f"{entry.skip} unscored",
             "Text digest": entry.text_digest,
             "phipipe": entry.phipipe,

@@ -132,7 +132,7 @@ def _choose(
     )
     chosen = [Pick(aim="size", build=smallest.name, words=words)]
     among = [c for c in best if c.quantized] or best
-    closest = min(among, key=lambda c: (c.kld, c.bound, c.closeness))
+    closest = min(among, key=lambda c: (c.distance, c.bound, c.closeness))
     if closest.bound and not all(c.bound for c in among):
         undecided["fidelity"] = "a lower bound of a divergence does not compare with a whole one"
     else:

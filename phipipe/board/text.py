@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from phipipe.board.board import answers, done, elsewhere, lines, ranked, standing
 from phipipe.board.candidates import Answer
-from phipipe.board.columns import COLUMNS, FRONT, build_words, cell, notes, remarks
+from phipipe.board.columns import FRONT, build_words, cell, columns, notes, remarks
 from phipipe.board.entry import Entry, one_line
 from phipipe.package.markdown import code, inline
 from phipipe.words import shortened
@@ -61,7 +61,7 @@ def _rows(
     """Rows whose names have at most ``longest`` characters, and how wide their columns are. A
     figure that no build has gets none."""
     away, (_, rivals) = elsewhere(every), standing(answers(every))
-    known = [c for c in COLUMNS if any(c.value(e) is not None for e in done(every))]
+    known = [c for c in columns(every) if any(c.value(e) is not None for e in done(every))]
     rows = [["build", "backend, scheme", *(c.short for c in known), "behind"]]
     for entry in done(every):
         cells = (cell(column, entry, away) for column in known)
@@ -85,15 +85,16 @@ def markdown(entries: Iterable[Entry], title: str = "Fidelity board") -> str:
     every, say = ranked(entries), inline
     decisions = answers(every)
     away, (best, rivals) = elsewhere(every), standing(decisions)
+    shown = columns(every)
     rows = [f"# {say(title)}", "", *(f"{say(line)}  " for line in lines(decisions)), ""]
     rows += [
         "| build | "
-        + " | ".join(["backend, scheme", *(c.title for c in COLUMNS), "Pareto front"])
+        + " | ".join(["backend, scheme", *(c.title for c in shown), "Pareto front"])
         + " |"
     ]
-    rows += ["|---|---|" + "---:|" * len(COLUMNS) + "---|"]
+    rows += ["|---|---|" + "---:|" * len(shown) + "---|"]
     for e in every:
-        cells = [cell(c, e, away) if e.error is None else "" for c in COLUMNS]
+        cells = [cell(c, e, away) if e.error is None else "" for c in shown]
         last = "★" if e.name in best else f"behind {rivals[e.name]}" if e.name in rivals else ""
         cells.append(last if e.error is None else f"failed: {e.error}")
         rows.append(

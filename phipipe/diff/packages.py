@@ -6,9 +6,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from phipipe.batch import accept, folder
+from phipipe.diff import sampled
 from phipipe.diff.changes import changes
 from phipipe.diff.measured import Measured, figures, measured
 from phipipe.errors import SourceError
+from phipipe.evaluate import sampling
+from phipipe.evaluate.reports import Metrics
 from phipipe.output.diff import Difference, Pair
 from phipipe.package import manifest
 from phipipe.package.manifest_schema import Manifest
@@ -26,13 +29,15 @@ def compare(before: Path, after: Path) -> Difference:
     notes = [] if "kld_mean" in alike else ["fidelity was measured on other tokens"]
     if old.speed.metrics and new.speed.metrics and "decode_tokens_per_s" not in alike:
         notes.append("speed was measured on another machine, or with another prompt")
+    was, now = sampling.alike(old.fidelity, new.fidelity) or (old.fidelity, new.fidelity)
+    notes += sampled.notes(old.fidelity, new.fidelity, old.fidelity.baseline.window)
     pair = Pair(
         before=old.name,
         after=new.name,
         inputs=changes(_inputs(old), _inputs(new)),
         figures=figures(
-            _measured(old),
-            _measured(new),
+            _measured(old, was),
+            _measured(new, now),
             alike,
         ),
         notes=notes,
@@ -47,9 +52,9 @@ def compare(before: Path, after: Path) -> Difference:
     )
 
 
-def _measured(told: Manifest) -> Measured:
+def _measured(told: Manifest, scored: Metrics) -> Measured:
     fidelity = told.fidelity
-    return measured(fidelity, told.speed, fidelity.vision, fidelity.generation)
+    return measured(scored, told.speed, fidelity.vision, fidelity.generation)
 
 
 def versions(home: Path) -> tuple[Path, Path]:

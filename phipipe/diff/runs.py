@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from phipipe import metrics
+from phipipe.diff import sampled
 from phipipe.diff.changes import paired
 from phipipe.diff.measured import Measured, figures, measured
 from phipipe.errors import StoreError
-from phipipe.evaluate import reports, run_reports
+from phipipe.evaluate import reports, run_reports, sampling
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Metrics, R, Speed, Vision
 from phipipe.evaluate.run_reports import AsRun
@@ -75,11 +77,17 @@ def _pair(before: tuple[str, Ended], after: tuple[str, Ended], store: Store) -> 
     if gone:
         notes.append(f"of {gone} changed steps a record is gone from the cache")
     alike = _alike(old.steps, new.steps, store)
+    was, now = (_report("evaluate", Metrics, one.steps, store) for one in (old, new))
+    if was and now:
+        notes += sampled.notes(was, now, _window(new.steps, store))
+        both = sampling.alike(was, now)
+        alike -= set() if both else metrics.names("fidelity")
+        was, now = both or (was, now)
     return Pair(
         before=old_name,
         after=new_name,
         inputs=inputs,
-        figures=figures(_measured(old.steps, store), _measured(new.steps, store), alike),
+        figures=figures(_measured(was, old.steps, store), _measured(now, new.steps, store), alike),
         notes=notes,
     )
 
@@ -116,9 +124,15 @@ def _record(key: str, store: Store) -> dict[str, Json] | None:
         return None
 
 
-def _measured(steps: Steps, store: Store) -> Measured:
+def _window(steps: Steps, store: Store) -> int:
+    """Tokens of a window."""
+    record = _record(steps["baseline"], store) if "baseline" in steps else None
+    return int(record["params"]["window"]) if record else 0
+
+
+def _measured(scored: Metrics | None, steps: Steps, store: Store) -> Measured:
     return measured(
-        _report("evaluate", Metrics, steps, store),
+        scored,
         _report("measure", Speed, steps, store),
         _report("vision-evaluate", Vision, steps, store),
         _report("answers", Answers, steps, store),

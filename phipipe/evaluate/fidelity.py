@@ -30,13 +30,14 @@ import numpy.typing as npt
 from phipipe import backends, progress
 from phipipe.backends.base import Runtime
 from phipipe.errors import SourceError, StepFailed
-from phipipe.evaluate import original, reference, reports, sanity
+from phipipe.evaluate import chosen, original, reference, reports, sanity
+from phipipe.evaluate.chosen import Chosen
 from phipipe.evaluate.papers import is_paper
 from phipipe.evaluate.reference import log_softmax
 from phipipe.evaluate.reports import Baseline, Metrics
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.models import texts, tokenizer
-from phipipe.recipe.recipe import LEAST_TOKENS
+from phipipe.recipe.tokens import LEAST_TOKENS
 from phipipe.steps import Inputs, Params
 from phipipe.words import counted
 
@@ -57,8 +58,8 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
 
     ``inputs``: source, text. ``params``: tokens, window, skip. Writes ``tokens.npy`` int32
     [windows, window], ``logprobs.npy`` float32 [windows, window, vocabulary] and ``baseline.json``.
-    With ``first``, so many tokens of the text are passed over; with ``answers`` false, the model is
-    asked for none.
+    With ``first``, so many tokens of the text are passed over; with ``at_most``, a text may have
+    fewer than ``tokens``; with ``answers`` false, the model is asked for none.
 
     Raises:
         SourceError: the text has fewer tokens than one window.
@@ -111,9 +112,9 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact on the baseline's tokens and compare.
 
     ``inputs``: artifact; baseline, or the reference data of a package. ``params``: backend,
-    parameters (of the source model), and api, the unit to run on (default "cpu"). Writes
-    ``metrics.json`` and ``positions.npz`` (float32 [windows, window - 1 - skip]: kld, nll,
-    nll_baseline).
+    parameters (of the source model), and api, the unit to run on (default "cpu"); those of
+    ``chosen.of``. Writes ``metrics.json`` and ``positions.npz`` (``Chosen.save``, float32 [windows,
+    window - 1 - skip]).
 
     Raises:
         StepFailed: the artifact yields NaN or another vocabulary.
@@ -123,11 +124,11 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     scores = reference.scores_of(inputs["baseline"])
     expected = reports.read(Baseline, inputs["baseline"])
     runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
-    positions = scored(runtime, tokens, scores, expected.skip)
+    choice = chosen.of(params, *tokens.shape)
+    positions = scored(runtime, tokens, scores, expected.skip, choice)
     checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)
     runtime.close()
-    kld, nll, nll_baseline = (positions[name] for name in ("kld", "nll", "nll_baseline"))
-    np.savez(out / "positions.npz", kld=kld, nll=nll, nll_baseline=nll_baseline)
+    choice.save(out / "positions.npz", positions)
     metrics, errors = summarise(positions)
     metrics |= size(inputs.get("shipped", inputs["artifact"]), int(params["parameters"]))
     report = Metrics(
@@ -138,14 +139,16 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         sanity=checks,
         answers=answers,
     )
-    reports.write(out, report)
+    told = choice.sampling(positions, tokens.shape[1])
+    reports.write(out, report.model_copy(update={"sampling": told}) if told else report)
 
 
 def compare_run(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: score an artifact as its runtime computes by default.
 
-    ``inputs``: as ``compare``. ``params``: backend, api; tokens, how many are scored at most;
-    cache, one of the backend's ``caches`` (default: its usual one). Writes ``run.json``.
+    ``inputs``: as ``compare``. ``params``: backend, api; tokens, how many are scored at most, the
+    first of those that ``compare`` scores; until, of ``chosen.of``; cache, one of the backend's
+    ``caches`` (default: its usual one). Writes ``run.json``.
 
     Raises:
         StepFailed: as ``compare``.
@@ -153,11 +156,14 @@ def compare_run(inputs: Inputs, out: Path, params: Params) -> None:
     backend = backends.load(params["backend"])
     assert backend.open_run is not None  # a plan has this step only where there is one
     tokens = np.load(inputs["baseline"] / "tokens.npy")
-    tokens = tokens[: max(1, int(params["tokens"]) // tokens.shape[1])]
+    choice = chosen.of(params, *tokens.shape).first(
+        max(1, int(params["tokens"]) // tokens.shape[1])
+    )
     skip = reports.read(Baseline, inputs["baseline"]).skip
     api, cache = params.get("api", "cpu"), params.get("cache", "")
     runtime = backend.open_run(inputs["artifact"], api, cache)
-    kld = scored(runtime, tokens, reference.scores_of(inputs["baseline"]), skip)["kld"]
+    scores = reference.scores_of(inputs["baseline"])
+    kld = scored(runtime, tokens, scores, skip, choice)["kld"]
     runtime.close()
     mean, error = _mean_and_error(kld.ravel())
     report = AsRun(metrics={"kld_run": mean}, stderr={"kld_run": error}, positions=kld.size)
@@ -165,20 +171,23 @@ def compare_run(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def scored(
-    runtime: Runtime, tokens: Ints, scores: reference.Scores, skip: int
+    runtime: Runtime, tokens: Ints, scores: reference.Scores, skip: int, choice: Chosen
 ) -> dict[str, Floats]:
-    """What ``scores`` says of every position that counts, float32 [windows, window - 1 - skip]
-    each; ``tokens`` are int32 [windows, window].
+    """What ``scores`` says of every position that counts of the windows that ``choice`` takes of
+    ``tokens``, in its order, float32 [windows, window - 1 - skip] each; ``tokens`` are int32
+    [windows, window].
 
     Raises:
         StepFailed: the artifact yields NaN or another vocabulary.
     """
-    rows = []
-    for i, window in enumerate(tokens):
-        logits = _finite(runtime.logits(window.tolist()), len(window), BUILD)
-        found = scores(i, logits, window)
+    rows: list[dict[str, Floats]] = []
+    for done, i in enumerate(choice.windows, 1):
+        logits = _finite(runtime.logits(tokens[i].tolist()), len(tokens[i]), BUILD)
+        found = scores(i, logits, tokens[i])
         rows.append({name: values[skip:] for name, values in found.items()})
-        progress.report(i + 1, len(tokens), "windows")
+        progress.report(done, len(choice.windows), "windows")
+        if choice.is_enough(rows):
+            break
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -255,10 +264,11 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
             hint=f"{fewer}give a text of {first + wanted} tokens or more",
         )
     count = min(wanted, len(ids)) // window
-    if len(ids) < wanted or not count:
+    least, key = (window, "window") if params.get("at_most") else (wanted, "tokens")
+    if len(ids) < least or not count:
         raise SourceError(
-            f"the {purpose} text has {counted(len(ids), 'token')}, the recipe asks for {wanted}",
-            hint=f"lower `{purpose[:-3]}e.tokens` or give a longer text",
+            f"the {purpose} text has {counted(len(ids), 'token')}, the recipe asks for {least}",
+            hint=f"lower `{purpose[:-3]}e.{key}` or give a longer text",
         )
     return np.asarray(ids[first : first + count * window], np.int32).reshape(count, window)
 

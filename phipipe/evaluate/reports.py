@@ -118,9 +118,20 @@ class Run(Report):
     positions: int = 0
 
 
+class Sampling(Report):
+    """Windows that were scored, by their places in the text, with means over their positions."""
+
+    tokens: int
+    cap: int
+    reason: Words  # of ``sampling.REASONS``
+    relative_error: Number | None = None  # of the mean KL divergence
+    windows: list[int]
+    figures: dict[str, list[Number]]
+
+
 class Metrics(Report):
     """``metrics.json``: how far an artifact is from the original, by the names of
-    ``metrics.METRICS``. ``run``: none where nobody scored it as it runs."""
+    ``metrics.METRICS``. ``run``: none where nobody scored it as it runs; ``sampling``: in full."""
 
     FILE = "metrics.json"
 
@@ -131,6 +142,7 @@ class Metrics(Report):
     sanity: Sanity = Sanity()
     answers: list[Answer] = []
     run: Run | None = None
+    sampling: Sampling | None = None
 
 
 class Speed(Report):

@@ -22,7 +22,7 @@ from phipipe.models.checkpoint import Checkpoint
 from phipipe.package import original as package_original
 from phipipe.package import package
 from phipipe.package.manifest_schema import Manifest
-from phipipe.planning import generation_steps, machine, run_steps, scoring, vision_steps
+from phipipe.planning import generation_steps, machine, run_steps, sampled, scoring, vision_steps
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device
 from phipipe.recipe.build import Build
@@ -98,14 +98,19 @@ def _scored(
         toolchain=toolchain, memory_bytes=4 * language.parameters + scoring.RUNTIME_BYTES
     )
     shipped = Step(name="artifact", runs="", version=1, toolchain=toolchain)
-    counted = run_steps.tokens(recipe, language)
+    counted, knob = run_steps.tokens(recipe, language), _knob(recipe, api, "cpu")
     evaluation = scoring.compare_step(
-        "evaluate", "artifact", recipe, opened, parameters=whole.parameters
+        "evaluate",
+        "artifact",
+        recipe,
+        opened,
+        parameters=whole.parameters,
+        until={} if kv else sampled.until(recipe, knob),  # both caches on the same positions
     )
     return [
         *(vision_steps.scoring_steps(whole, shipped, recipe) if kinds.sees(whole) else ()),
         evaluation,
-        *run_steps.steps(evaluation, _knob(recipe, api, "cpu"), counted),
+        *run_steps.steps(evaluation, knob, counted, recipe),
         *([run_steps.cache_step(evaluation, kv, counted)] if kv else ()),
         *_answers(recipe, evaluation, language),
         scoring.measure_step("artifact", recipe, opened),
@@ -138,6 +143,13 @@ def _artifact(folder: Path, manifest: Manifest) -> Outside:
     return Outside(folder, tuple(sorted(entry.path for entry in manifest.files)))
 
 
+def _kept(folder: Path, manifest: Manifest) -> Outside:
+    """The reference data of the package in ``folder``."""
+    paths = [entry.path.partition("/") for entry in manifest.files]
+    kept = [inner for name, _, inner in paths if inner and name == reference.FOLDER]
+    return Outside(folder / reference.FOLDER, tuple(sorted(kept)))
+
+
 def _reading(step: Step, artifact: Outside) -> Step:
     """``step``, whose need of the step ``artifact`` the files of a finished package fill."""
     needs = {name: need for name, need in step.needs.items() if need != "artifact"}
@@ -163,22 +175,18 @@ def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
     recipe, api = _recipe(manifest, None, None), manifest.api
     backend, target = backends.load(recipe.backend), _device(manifest)
     toolchain = _toolchain_here(folder, backend, recipe, target, api)
-    paths = [entry.path.partition("/") for entry in manifest.files]
-    kept = [inner for folder_name, _, inner in paths if inner and folder_name == reference.FOLDER]
-    shipped = {
-        "artifact": _artifact(folder, manifest),
-        "baseline": Outside(folder / reference.FOLDER, tuple(sorted(kept))),
-    }
-    parameters = manifest.source.parameters
+    shipped = {"artifact": _artifact(folder, manifest), "baseline": _kept(folder, manifest)}
+    parameters, knob = manifest.source.parameters, _knob(recipe, api, api)
     opened = scoring.Opened(
         toolchain=toolchain, memory_bytes=4 * parameters + scoring.RUNTIME_BYTES, api=api
     )
     steps = [scoring.measure_step("artifact", recipe, opened)]
     if api not in backend.tokens_only:
+        until = sampled.until(recipe, knob)
         compare = scoring.compare_step(
-            "evaluate", "artifact", recipe, opened, parameters=parameters
+            "evaluate", "artifact", recipe, opened, parameters=parameters, until=until
         )
-        run = run_steps.steps(compare, _knob(recipe, api, api), recipe.evaluate.tokens)
+        run = run_steps.steps(compare, knob, recipe.evaluate.most_tokens, recipe)
         steps = [compare, *run, *steps]
     return Plan(
         build=_build(manifest, recipe),
@@ -186,7 +194,7 @@ def plan_measurement(folder: Path, note: Callable[[str], None]) -> Plan:
         api=api,
         on_target="true",
         steps=tuple(replace(step, needs={}, outside=shipped) for step in steps),
-        knob=_knob(recipe, api, api),
+        knob=knob,
     )
 
 

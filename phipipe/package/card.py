@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from phipipe import backends, words
+from phipipe.evaluate import sampling
 from phipipe.evaluate.gates import misread_words
-from phipipe.evaluate.reports import Answer, Baseline, Verdict
+from phipipe.evaluate.reports import Answer, Baseline, Sampling, Verdict
 from phipipe.evaluate.sanity import CONTINUATION_TOKENS
 from phipipe.files import pages
 from phipipe.package import answer_words, figures, programs
@@ -39,6 +40,11 @@ MAIN_TOOLS = re.compile(
 REPETITIVE = 0.5  # share of repeated 4-grams from which an answer is called a loop
 
 
+def _sampled(told: Sampling | None) -> str:
+    """How much was scored, where that was not said beforehand."""
+    return sampling.words(told) if told and told.reason != "asked" else ""
+
+
 def render(
     package: Description, baseline: Baseline, answers: Sequence[Answer], uses: Sequence[Ready] = ()
 ) -> str:
@@ -57,6 +63,7 @@ def render(
         **dict(package),
         "what": PRECISION_WORDS.get(package.precision, package.precision),
         **_tables(rows),
+        "sampled": _sampled(fidelity.sampling),
         "answer_remarks": answer_words.remarks(generation) if generation else [],
         "anchors": {
             name: figures.number(value, 2) for name, value in (figures.KLD_8_BIT, figures.KLD_4_BIT)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from phipipe import words
+from phipipe.evaluate import sampling
 from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Change, Metrics, Scored, Speed, Vision
 from phipipe.evaluate.run_reports import SAME
@@ -143,7 +144,7 @@ def fidelity_table(
     words = {
         "yardstick": yardstick(values.get("kld_mean", 0.0)) + ("; as it runs" if same else ""),
         "run": _run(metrics),
-        "original": _original(baseline),
+        "original": _original(metrics, baseline),
         "change": _change(values, metrics.stderr),
         "prompt": _prompt(speed),
         "pictures": _questions(vision) if vision else "",
@@ -178,10 +179,12 @@ def _run(metrics: Metrics) -> str:
     return f"{how}; {counted(run.positions, 'position')}" if run and fewer else how
 
 
-def _original(baseline: Scored | None) -> str:
+def _original(metrics: Metrics, baseline: Scored | None) -> str:
+    """The original's perplexity on what was scored."""
     if baseline is None:
         return ""
-    return f"the original has {with_error(baseline.ppl, baseline.ppl_stderr)}"
+    there = metrics.sampling and sampling.original(metrics.sampling)
+    return f"the original has {with_error(*(there or (baseline.ppl, baseline.ppl_stderr)))}"
 
 
 def _change(values: Mapping[str, float], errors: Mapping[str, float]) -> str:

@@ -2,8 +2,7 @@
 phipipe uses later.
 
 Unknown keys are left alone (a later phipipe may add some within a format), but no value anywhere in
-a manifest escapes the bounds on text and numbers. What came into format 1 later is optional here,
-and gets its default.
+a manifest escapes the bounds on text and numbers. What came into format 1 later has a default.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from phipipe.package.bounds import (
     unfit,
 )
 from phipipe.package.manifest_answers import Answers
+from phipipe.package.manifest_sampling import Sampling
 from phipipe.recipe.recipe import SLUG
 from phipipe.recipe.source import COMMIT, REPO, is_gguf
 from phipipe.steps import Json
@@ -174,6 +174,7 @@ class Fidelity(Part, description.Fidelity):
     positions: Count = 0
     profile: Annotated[dict[Key, Curve], Field(max_length=20)] = Field(default_factory=dict)
     sanity: Sanity
+    sampling: Sampling | None = None
     baseline: Baseline
     vision: Vision | None = None
     generation: Answers | None = None

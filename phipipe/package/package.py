@@ -221,7 +221,7 @@ def _metrics(inputs: Inputs, params: Params) -> Metrics:
 
 
 def _fidelity(inputs: Inputs, baseline: Baseline, metrics: Metrics) -> dict[str, Json]:
-    kept = {"metrics", "stderr", "positions", "profile", "sanity", "run"}
+    kept = {"metrics", "stderr", "positions", "profile", "sanity", "run", "sampling"}
     scored = {"tokens", "window", "skip", "ppl", "ppl_stderr"}
     fidelity = metrics.model_dump(include=kept, exclude_unset=True)
     fidelity["baseline"] = baseline.model_dump(include=scored, exclude_unset=True)

@@ -20,6 +20,7 @@ from phipipe.planning import (
     generation_steps,
     learned,
     run_steps,
+    sampled,
     scoring,
     shipping,
     vision_steps,
@@ -66,7 +67,8 @@ def whole_chain(
     evaluation = _evaluation(plan, outputs, checks)
     context = plan.fit.context if plan.fit else plan.checkpoint.context_length
     answers = generation_steps.build_steps(recipe, evaluation, context)
-    run = run_steps.steps(evaluation, plan.knob, run_steps.tokens(recipe, plan.checkpoint))
+    counted = run_steps.tokens(recipe, plan.checkpoint)
+    run = run_steps.steps(evaluation, plan.knob, counted, recipe)
     machine = machines.machine(plan.device, evaluation.params.get("api", "cpu"), plan.on_target)
     return [
         *ground,
@@ -94,7 +96,7 @@ def _ground(plan: Plan, original: Original) -> list[Step]:
     with placed(plan.build, "evaluate", "text", "file"):
         text = take.text_step(recipe.evaluate.text, plan.build.folder)
     (*steps, baseline) = scoring.ground_steps(recipe, original, text)
-    scores = recipe.evaluate.tokens * plan.checkpoint.vocab_size * 4
+    scores = recipe.evaluate.most_tokens * plan.checkpoint.vocab_size * 4
     baseline = replace(baseline, output_bytes=scores, keep="material")
     changed = scoring.change_steps(recipe, original, baseline)
     return [*steps, baseline, *_questions(plan), *changed]
@@ -159,7 +161,12 @@ def _evaluation(plan: Plan, outputs: _Outputs, checks: tuple[str, ...]) -> Step:
         memory_bytes=scoring.opened_bytes(evaluated, recipe, plan.checkpoint),
     )
     step = scoring.compare_step(
-        "evaluate", evaluated.name, recipe, opened, parameters=plan.whole.parameters
+        "evaluate",
+        evaluated.name,
+        recipe,
+        opened,
+        parameters=plan.whole.parameters,
+        until=sampled.until(recipe, plan.knob),
     )
     shipped = {"shipped": outputs.artifact.name} if outputs.twin else {}
     machine = machines.machine(plan.device, api, plan.on_target) if step.measurement else ()

@@ -10,7 +10,7 @@ from phipipe import backends, failures
 from phipipe.errors import PhipipeError
 from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.planning import preparation, targets
+from phipipe.planning import preparation, sampled, targets
 from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
 from phipipe.recipe.build import Build
@@ -68,4 +68,4 @@ def prepared(builds: Sequence[Build], *, elsewhere: bool = False) -> list[Plan]:
             errors.append(failure)
     if errors:
         raise failures.as_one(errors)
-    return plans
+    return sampled.comparable(plans)

@@ -27,6 +27,7 @@ from phipipe.planning import (
     machine,
     matrices,
     run_steps,
+    sampled,
     targets,
     tokenizers,
     vision_steps,
@@ -60,6 +61,7 @@ def prepare(
     target = targets.of(build)
     with placed(build, "source", "path"):
         original = tokenizers.examined(read(recipe.source, build.folder))
+    build = sampled.settled(build, original.checkpoint)
     options = check.with_context(recipe, target.options, original.checkpoint)
     plan = _plan(build, target._replace(options=options), original)
     if not elsewhere:

@@ -9,7 +9,7 @@ from phipipe import backends
 from phipipe.errors import TargetError
 from phipipe.evaluate import run_reports
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.planning import machine
+from phipipe.planning import machine, sampled
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.device import Device
 from phipipe.recipe.recipe import Recipe
@@ -30,15 +30,16 @@ def knob(recipe: Recipe, target: Device, api: str) -> str | None:
 
 
 def tokens(recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """How many tokens are scored."""
-    asked = recipe.evaluate.tokens
+    """How many tokens are scored at most."""
+    asked = recipe.evaluate.most_tokens
     return min(asked, LARGE_TOKENS) if checkpoint.large else asked
 
 
-def steps(evaluation: Step, knob: str | None, tokens: int) -> list[Step]:
+def steps(evaluation: Step, knob: str | None, tokens: int, recipe: Recipe) -> list[Step]:
     """What ``evaluation`` scores, scored again on its first ``tokens`` as it runs; nothing where
-    nothing differs."""
-    return [_step(evaluation, NAME, {"tokens": tokens})] if knob else []
+    nothing differs. Where ``recipe`` asks for as many as it takes, fewer may do."""
+    until = sampled.until_run(recipe) if "until" in evaluation.params else {}
+    return [_step(evaluation, NAME, {"tokens": tokens, **until})] if knob else []
 
 
 def cache_step(evaluation: Step, kind: str, tokens: int) -> Step:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from phipipe.hub.take import Original
 from phipipe.models import first_layers, layerwise_memory
 from phipipe.models.checkpoint import Checkpoint
-from phipipe.planning import vision_steps
+from phipipe.planning import sampled, vision_steps
 from phipipe.recipe.recipe import Recipe
-from phipipe.steps import Json, Step
+from phipipe.steps import Json, Params, Step
 from phipipe.vision import kinds
 
 # What an interpreter with torch or onnxruntime takes before it holds a weight, measured on Linux.
@@ -24,7 +25,8 @@ def ground_steps(recipe: Recipe, original: Original, text: Step) -> list[Step]:
     whole = original.checkpoint
     seeing = kinds.sees(whole)
     language = kinds.language(whole) if seeing else whole
-    memory = layerwise_memory.memory_bytes(language, recipe.evaluate.tokens, recipe.evaluate.window)
+    evaluate = recipe.evaluate
+    memory = layerwise_memory.memory_bytes(language, evaluate.most_tokens, evaluate.window)
     if not seeing:
         return [*original.before, *fidelity_steps(recipe, original.step, text, memory)]
     steps = fidelity_steps(recipe, vision_steps.cut_step(whole), text, memory)
@@ -34,17 +36,12 @@ def ground_steps(recipe: Recipe, original: Original, text: Step) -> list[Step]:
 def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int = 0) -> list[Step]:
     """The steps that every evaluation starts with: source, text, and the baseline's scores on
     it."""
-    windows = {
-        "tokens": recipe.evaluate.tokens,
-        "window": recipe.evaluate.window,
-        "skip": recipe.evaluate.skip,
-    }
     baseline = Step(
         name="baseline",
         runs="evaluate/baseline",
         version=3,
         needs={"source": "source", "text": "text"},
-        params=windows,
+        params=sampled.baseline(recipe),
         toolchain="torch",
         memory_bytes=memory_bytes,
     )
@@ -96,19 +93,25 @@ class Opened:
 
 
 def compare_step(
-    name: str, artifact: str, recipe: Recipe, opened: Opened, *, parameters: int
+    name: str,
+    artifact: str,
+    recipe: Recipe,
+    opened: Opened,
+    *,
+    parameters: int,
+    until: Params = MappingProxyType({}),
 ) -> Step:
     """Score the output of step ``artifact``, a model of so many ``parameters``, on the baseline's
-    tokens."""
+    tokens: on all of them, or as ``until`` (of ``sampled``) says."""
     return Step(
         name=name,
         runs="evaluate/compare",
         version=5,
         needs={"artifact": artifact, "baseline": "baseline"},
-        params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api)},
+        params={"backend": recipe.backend, "parameters": parameters, **_on(opened.api), **until},
         measurement=opened.api != "cpu",  # a GPU's figures are its own
         toolchain=opened.toolchain,
-        output_bytes=12 * recipe.evaluate.tokens,
+        output_bytes=12 * recipe.evaluate.most_tokens,
         memory_bytes=opened.memory_bytes,
     )
 
@@ -194,12 +197,12 @@ def slice_steps(
     names = {"source": cut.name, "baseline": "slice-baseline"} | {
         name: f"slice-{name}" for name in (*wanted, *(step.name for step in rounded))
     }
-    window = min(recipe.evaluate.tokens, recipe.evaluate.window)
+    window = min(recipe.evaluate.most_tokens, recipe.evaluate.window)
     (*_, baseline) = fidelity_steps(
         recipe, cut, cut, layerwise_memory.memory_bytes(small, window, window)
     )
-    # What a few layers answer means nothing.
-    params = {**baseline.params, "tokens": window, "answers": False}
+    kept = {key: value for key, value in baseline.params.items() if key != "at_most"}
+    params = {**kept, "tokens": window, "answers": False}  # what a few layers answer means nothing
     chain = [replace(baseline, params=params, output_bytes=4 * window * small.vocab_size)]
     chain += [step for step in built if step.name in wanted]
     chain += rounded

@@ -31,7 +31,7 @@ def reference_step(recipe: Recipe) -> Step:
         needs={"baseline": "baseline"},
         params={"top": reference.TOP, "tokens": reference.TOKENS},
         toolchain="torch",
-        output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.tokens),
+        output_bytes=8 * reference.TOP * min(reference.TOKENS, recipe.evaluate.most_tokens),
     )
 
 

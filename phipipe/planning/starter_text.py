@@ -32,7 +32,7 @@ backend: {backend}   # phipipe backends
 precision: {precision}   # int4, int8, fp16, fp32
 {options}evaluate:
   {text}
-  tokens: 4096
+  # tokens: 4096             # without it, of models above 10⁹ parameters as many as needed, no more
   gates:                     # nothing is packaged outside of these limits
     kld_mean: {{max: 0.1}}
     top1: {{min: 0.8}}

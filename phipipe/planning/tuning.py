@@ -13,7 +13,7 @@ from phipipe.algorithms import distilled, sensitivity
 from phipipe.backends.base import Job
 from phipipe.backends.widths import Stored, Stores, Width, to_params
 from phipipe.models import linears
-from phipipe.planning import calibration, learnable, learned
+from phipipe.planning import calibration, learnable, learned, sampled
 from phipipe.planning.plan import Plan
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe
@@ -209,7 +209,9 @@ def trial(plan: Plan) -> Plan:
             step = replace(text, name="text", recipe=step.recipe)
         elif step.name == "baseline":
             params = {**step.params, "tokens": tokens, "first": _learned_tokens(recipe)}
-            step = replace(step, params=params)
+            step = replace(step, params={k: params[k] for k in params if k != "at_most"})
+        elif step.name == "evaluate":
+            step = sampled.whole(step)  # files of one choice compare on the same windows
         steps.append(step)
     return replace(plan, steps=tuple(steps), warnings=())  # told with what comes before
 

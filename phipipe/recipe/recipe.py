@@ -15,6 +15,7 @@ from phipipe.recipe.learned import Weights
 from phipipe.recipe.packaging import Packaging
 from phipipe.recipe.source import COMMIT, REPO, Source
 from phipipe.recipe.strict import Model, exactly_one, keys_of
+from phipipe.recipe.tokens import AUTO, CAP_TOKENS, LEAST_TOKENS, USUAL_TOKENS, Tokens, most
 from phipipe.recipe.variants import BACKEND
 from phipipe.steps import Json
 from phipipe.suggestions import shorten
@@ -23,7 +24,6 @@ Precision = Literal["int4", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the narrowest first
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 MAX_VARIANTS = 100
-LEAST_TOKENS = 256  # of a text, to learn from or to evaluate on
 
 
 # WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is
@@ -141,8 +141,12 @@ class Evaluate(Model):
         description="The evaluation text; without it WikiText-2's test split for a model of the "
         "hub, else the stories.",
     )
-    tokens: int = Field(
-        4096, ge=LEAST_TOKENS, le=10_000_000, description="How many tokens of the text are used."
+    tokens: Tokens = Field(
+        None,
+        description=f"How many tokens of the text are used. `{AUTO}`: windows in a fixed random "
+        f"order until every gate is decided and the standard error of the mean KL divergence is "
+        f"below 5 %; {CAP_TOKENS} at most, or what the text has. Without it {USUAL_TOKENS}, and "
+        f"`{AUTO}` for models above 10⁹ parameters.",
     )
     window: int = Field(
         512, ge=64, le=8192, description="Tokens per window; each is scored from an empty context."
@@ -174,11 +178,16 @@ class Evaluate(Model):
         "`phipipe batch` keeps that package as `latest` otherwise.",
     )
 
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens are scored at most."""
+        return most(self.tokens, self.window)
+
     @model_validator(mode="after")
     def _fits(self) -> Evaluate:
-        if self.window > self.tokens:
+        if self.window > self.most_tokens:
             at = "window" if "window" in self.model_fields_set else "tokens"
-            raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.tokens})")
+            raise At(at, f"`window` ({self.window}) is longer than `tokens` ({self.most_tokens})")
         if self.skip > self.window - 2:
             raise At(
                 "skip",

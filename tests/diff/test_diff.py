@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from testing.shell import Run
 from phipipe.batch import accept
 from phipipe.diff.changes import changes
 from phipipe.diff.measured import Measured, figures
+from phipipe.evaluate import sampling
 from phipipe.metrics import METRICS
-from phipipe.package import manifest_schema
+from phipipe.package import manifest, manifest_schema
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -105,6 +107,68 @@ def test_packages_scored_on_other_tokens_are_not_compared(run: Run, tmp_path: Pa
     verdicts = {one["metric"]: one["verdict"] for one in pair["figures"]}
     assert (verdicts["kld_mean"], verdicts["size_gib"]) == ("unlike", "same")
     assert "fidelity was measured on other tokens" in pair["notes"]
+
+
+def sampled(folder: Path, klds: dict[int, float], **changed: Any) -> Path:
+    """A package that scored some windows of the text: place → mean divergence."""
+    figures = {name: [0.5] * len(klds) for name in sampling.FIGURES} | {"kld": [*klds.values()]}
+    told = {
+        "tokens": 512 * len(klds),
+        "cap": 4096,
+        "reason": "decided",
+        "windows": [*klds],
+        "figures": {**figures, **changed},
+    }
+    fidelity = small_package.described()["fidelity"]
+    fidelity["metrics"] = {
+        "kld_mean": sum(klds.values()) / len(klds),
+        "kld_max": 3.0,
+        "size_gib": 0.5,
+        "bits_per_weight": 4.5,
+    }
+    return small_package.written(folder, fidelity={**fidelity, "sampling": told})
+
+
+def test_packages_are_compared_over_the_windows_that_both_scored(run: Run, tmp_path: Path) -> None:
+    easy = sampled(tmp_path / "easy", {0: 0.010, 1: 0.011, 2: 0.012})
+    hard = sampled(tmp_path / "hard", {0: 0.010, 1: 0.011, 5: 0.09})
+    (pair,) = compared(run, easy, hard)["pairs"]
+    figures = {figure["metric"]: figure for figure in pair["figures"]}
+    kld = figures["kld_mean"]
+    assert kld["before"] == kld["after"] == pytest.approx(0.0105)
+    assert kld["verdict"] == "same"
+    assert "kld_max" not in figures  # of both windows nobody knows it
+    assert (
+        "fidelity is compared over the 1,024 tokens that both scored, of 1,536 and 1,536"
+        in pair["notes"]
+    )
+    other = sampled(tmp_path / "other", {6: 0.01})
+    for side in (other, package(tmp_path / "whole")):
+        (pair,) = compared(run, easy, side)["pairs"]
+        assert "fidelity was measured on other tokens" in pair["notes"]
+        told = {figure["metric"]: figure["verdict"] for figure in pair["figures"]}
+        assert told["kld_mean"] == "unlike"
+
+
+def test_a_later_version_is_judged_over_the_windows_of_both(tmp_path: Path) -> None:
+    old, new = (
+        manifest.read_manifest(sampled(tmp_path / str(i), klds))
+        for i, klds in enumerate(({0: 0.01, 1: 0.01}, {0: 0.01, 5: 0.09}))
+    )
+    compared = accept.comparable(old, new)
+    assert "kld_mean" in compared
+    assert "kld_max" not in compared
+    assert "size_gib" in compared
+
+
+def test_windows_of_a_strangers_package_are_held_to_bounds(tmp_path: Path) -> None:
+    for changed in ({"nll": [0.5]}, {"nll": [1e9]}, {"kld": [-1.0]}):
+        made = sampled(tmp_path / "good", {0: 0.01, 1: 0.02})
+        told = json.loads((made / "manifest.json").read_text("utf-8"))
+        told["fidelity"]["sampling"]["figures"] |= changed
+        with pytest.raises(manifest_schema.Malformed):
+            manifest_schema.parse(told)
+        shutil.rmtree(made)
 
 
 def test_versions_of_a_batch_are_found_by_the_builds_folder(run: Run, tmp_path: Path) -> None:

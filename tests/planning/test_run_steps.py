@@ -128,8 +128,9 @@ def test_a_cache_of_a_kind_that_nobody_has_is_refused() -> None:
 
 
 def test_a_quantized_cache_differs_from_the_run_in_that_alone() -> None:
-    evaluation = steps(planned("llamacpp"))["evaluate"]
-    (run,) = run_steps.steps(evaluation, "some", 512)
+    plan = planned("llamacpp")
+    evaluation = steps(plan)["evaluate"]
+    (run,) = run_steps.steps(evaluation, "some", 512, plan.build.recipe)
     kept = run_steps.cache_step(evaluation, "q4", 512)
     assert kept.params == {**run.params, "cache": "q4"}
     assert replace(kept, name=run.name, params=run.params) == run

@@ -263,7 +263,8 @@ def test_editors_are_told_names_defaults_and_metrics() -> None:
     assert fields["backend"]["enum"] == list(backends.names())
     assert fields["backend"]["default"] == "onnxruntime"
     assert fields["device"]["anyOf"][0]["enum"] == list(device.names())
-    assert made["$defs"]["Evaluate"]["properties"]["tokens"]["default"] == 4096
+    assert made["$defs"]["Evaluate"]["properties"]["window"]["default"] == 512
+    assert {"const": "auto"} in made["$defs"]["Evaluate"]["properties"]["tokens"]["anyOf"]
     assert set(gates["anyOf"][0]["properties"]) == set(METRICS)
     assert all(
         definition.get("additionalProperties") is False for definition in made["$defs"].values()

@@ -122,7 +122,7 @@ def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Pl
             "package",
             {"metrics": "evaluate", "speed": "measure", "gates": "gates", "text": "text"},
             name=name,
-            tokens=recipe.evaluate.tokens,
+            tokens=recipe.evaluate.most_tokens,
             **told,
         ),
     )
