@@ -27,7 +27,11 @@ class Damaged(StoreError):
     def __init__(self, message: str, digest: str) -> None:
         super().__init__(message, hint="run the same command again: it is built anew")
         self.digest = digest
-        self.digests: tuple[str, ...] = (digest,)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of all trees that must be made again."""
+        return tuple(self.digest.split())
 
 
 class LetGo(Damaged):
@@ -35,8 +39,7 @@ class LetGo(Damaged):
     again is all that is needed."""
 
     def __init__(self, digests: Sequence[str]) -> None:
-        super().__init__(f"the result {digests[0][:12]} was not kept", digests[0])
-        self.digests = tuple(digests)
+        super().__init__(f"the result {digests[0][:12]} was not kept", " ".join(digests))
 
 
 class NoRecord(StoreError):

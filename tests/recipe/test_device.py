@@ -219,7 +219,10 @@ def test_a_device_takes_only_what_its_system_has_a_runtime_for() -> None:
 def test_the_chip_of_a_context_is_the_devices() -> None:
     def soc(*sets: str) -> Any:
         steps = planned("backend=qnn", "quantize={}", *sets).steps
-        return next(step.params["soc"]["model"] for step in steps if step.name == "compile")
+        (model,) = {
+            step.params["soc"]["model"] for step in steps if step.runs.startswith("qnn/compile")
+        }
+        return model
 
     models = {
         name: soc(f"device={name}")
