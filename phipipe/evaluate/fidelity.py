@@ -74,6 +74,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
             logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
         logprobs[i] = scores
         nll.append(-scores[np.arange(len(window) - 1), window[1:]][params["skip"] :])
+        progress.scored(len(window))
         progress.report(i + 1, len(tokens), "windows")
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
@@ -176,6 +177,7 @@ def scored(
         logits = _finite(runtime.logits(window.tolist()), len(window), BUILD)
         found = scores(i, logits, window)
         rows.append({name: values[skip:] for name, values in found.items()})
+        progress.scored(len(window))
         progress.report(i + 1, len(tokens), "windows")
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -128,7 +128,9 @@ def _answered(
         end, tokens = start, 0
         while end < len(prompts) and (end == start or tokens + len(prompts[end]) <= TOGETHER // 4):
             tokens, end = tokens + len(prompts[end]) + limit, end + 1
-        yield from model.generate(prompts[start:end], limit)
+        written = model.generate(prompts[start:end], limit)
+        progress.generated(sum(map(len, written)))
+        yield from written
         start = end
 
 
@@ -151,6 +153,7 @@ def ask_build(inputs: Inputs, out: Path, params: Params) -> None:
         theirs = _of_original(question, asked)
         limit = asked.new_tokens * (ROOM if theirs.ended else 1)
         ids = list(runtime.generate(question.ids, limit))
+        progress.generated(len(ids))
         text = tokenizer.decode(ids)
         ended = answers.ends(ids, limit, asked.ends, tokenizer.decode)
         here = answers.judge(ids, text, ended=ended, call=_call(text, question))

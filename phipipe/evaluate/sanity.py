@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from phipipe import progress
 from phipipe.backends.base import AnyBackend, Runtime, Tokenizer
 from phipipe.evaluate.original import Original
 from phipipe.evaluate.reports import Answer, Baseline, Chat, Misread, Reading, Sanity
@@ -35,6 +36,7 @@ def expected(source: Path, model: Original) -> tuple[list[int], list[Chat], list
     rendered = [tokenizer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
     ids = [tokenizer.encode(text) for text in rendered]
     answers = model.generate(ids, CONTINUATION_TOKENS)
+    progress.generated(sum(map(len, answers)))
     chats = [
         Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
         for prompt, text, read, answer in zip(prompts, rendered, ids, answers, strict=True)
@@ -55,6 +57,7 @@ def check(
     """How ``artifact``, opened as ``runtime``, reads texts and answers, beside the original."""
     tokenizer, chats = backend.tokenizer(artifact), baseline.chats
     answers = [list(runtime.generate(chat.ids, CONTINUATION_TOKENS)) for chat in chats]
+    progress.generated(sum(map(len, answers)))
     same = [common_prefix(answer, chat.answer) for answer, chat in zip(answers, chats, strict=True)]
     longest = [max(1, len(chat.answer)) for chat in chats]
     rendered = [

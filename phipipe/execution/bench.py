@@ -17,12 +17,13 @@ from phipipe.errors import Interrupted, SourceError, StoreError
 from phipipe.evaluate.speed import host
 from phipipe.execution import why
 from phipipe.execution.estimates import Estimate, Timings
-from phipipe.execution.process import Request
+from phipipe.execution.exchange import Request
 from phipipe.execution.results import Forecast, Result, Results, Waiting
 from phipipe.execution.servers import Servers
 from phipipe.execution.tools import Tools
 from phipipe.execution.watch import Expected
 from phipipe.planning.plan import Plan
+from phipipe.processes import spending
 from phipipe.progress import OnProgress
 from phipipe.settings import Settings
 from phipipe.steps import Json, Step
@@ -253,10 +254,11 @@ class Bench:
 
         function = steps.resolve(request.runs)
         out.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), spending.of_thread()
         with progress.listening(heard):
             function(request.inputs, out, request.params)
-        return {"seconds": time.perf_counter() - start}
+        spent = spending.of_thread().since(before).usage()
+        return {"seconds": round(time.perf_counter() - start, 3), **spent}
 
     def _record_of(self, result: Result) -> Mapping[str, Json]:
         """The record of ``result``, which may be on another machine."""
