@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,6 +18,7 @@ OnLine = Callable[[str, str], None]
 _listener: OnProgress = lambda done, total, unit: None  # noqa: E731
 _own = threading.local()  # what one thread alone listens to: several steps may run in one process
 _follower: OnLine | None = None
+_tokens: Counter[str] = Counter()  # of steps in toolchains, which run one at a time
 
 
 def listen(listener: OnProgress) -> None:
@@ -39,6 +41,24 @@ def listening(listener: OnProgress) -> Iterator[None]:
 def report(done: int, total: int, unit: str) -> None:
     """``done`` of ``total`` ``unit`` (plural, such as "windows") are finished."""
     getattr(_own, "listener", _listener)(done, total, unit)
+
+
+def scored(tokens: int) -> None:
+    """The step has had so many more ``tokens`` predicted that were there already."""
+    _tokens["scored_tokens"] += tokens
+
+
+def generated(tokens: int) -> None:
+    """The step has had so many more ``tokens`` written by a model."""
+    _tokens["generated_tokens"] += tokens
+
+
+def take_tokens() -> dict[str, int]:
+    """Tokens since this was called last, by the name in a step's usage, as far as there are any (a
+    step server asks, for each request)."""
+    taken = dict(_tokens)
+    _tokens.clear()
+    return taken
 
 
 def follow(follower: OnLine | None) -> None:

@@ -68,7 +68,7 @@ ROWS = (
     ("signing",),
     ("execution",),
     ("chat", "board", "publishing"),
-    ("batch", "cluster", "tuning", "serving"),
+    ("batch", "cluster", "tuning", "profiling", "serving"),
     ("diff",),
     ("api",),
     ("cli",),

@@ -10,6 +10,7 @@ from typing import Literal
 
 from phipipe.api import show
 from phipipe.errors import PhipipeError
+from phipipe.execution.held import NOT_HELD, Held
 from phipipe.execution.results import Result
 from phipipe.planning.plan import Plan
 
@@ -94,7 +95,7 @@ class Telling:
         except BaseException as error:  # noqa: BLE001 (raised again, in the run's own thread)
             self._raised.append(error)
 
-    def started(self, label: str, why: str) -> None:
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None:
         self._event(Event(kind="started", step=label, text=f"runs: {why}"))
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from phipipe.api.show import ending, heading, hint_lines, ready, warning_lines
 from phipipe.errors import PhipipeError
+from phipipe.execution.held import NOT_HELD, Held
 from phipipe.execution.nodes import labels
 from phipipe.execution.pace import Pace
 from phipipe.execution.results import Listener, Result
@@ -25,7 +26,7 @@ HEARTBEAT_S = 30.0  # a log without a line for longer looks like a hang
 class Silent:
     """A listener that shows nothing."""
 
-    def started(self, label: str, why: str) -> None: ...
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None: ...
     def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, label: str, result: Result) -> None: ...
     def failed(self, label: str, error: PhipipeError) -> None: ...
@@ -46,7 +47,7 @@ class Lines:
         self.note(f"{label:{self._width}}  {text}")
         self._last_line_s[label] = time.monotonic()
 
-    def started(self, label: str, why: str) -> None:
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None:
         self._line(label, f"runs: {why}")
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
@@ -88,7 +89,7 @@ class Live:
         for line in hint_lines(plans):
             self._progress.console.print(visible(f"  {line}"), style="dim", markup=False)
 
-    def started(self, label: str, why: str) -> None:
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None:
         self._tasks[label] = self._progress.add_task(
             f"  {label:{self._width}}  {one_line(why)}", total=None, far=""
         )

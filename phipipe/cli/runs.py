@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,8 +10,9 @@ import click
 from phipipe.cli import answers, completions
 from phipipe.cli.groups import Group
 from phipipe.cli.messages import echo
-from phipipe.cli.options import AS_JSON
+from phipipe.cli.options import AS_JSON, UserPath
 from phipipe.cli.workplace import settings_of_user
+from phipipe.files.user_paths import Kind
 
 if TYPE_CHECKING:
     from phipipe.execution.past_runs import Run
@@ -36,16 +38,33 @@ def list_runs(as_json: bool) -> None:
     answers.give(rows) if as_json else echo(tables.runs(rows))
 
 
-@runs.command("show", epilog="Example:  phipipe runs show latest")
+@runs.command("show", epilog="Example:  phipipe runs show latest --profile")
 @click.argument("run_id", metavar="ID", shell_complete=completions.runs)
+@click.option(
+    "--profile",
+    "profiled",
+    is_flag=True,
+    help="Where the time went: of each step time, CPU, disk, memory and waits; the critical path.",
+)
+@click.option(
+    "--page",
+    type=UserPath(Kind.NEW_FILE),
+    metavar="FILE",
+    help="Write the profile as a page, too: a chart of the steps by time.",
+)
 @AS_JSON
-def show(run_id: str, as_json: bool) -> None:
+def show(run_id: str, profiled: bool, page: Path | None, as_json: bool) -> None:
     """Show a run's builds and steps; ID may be its beginning, or `latest`."""
     from phipipe.cli import tables
     from phipipe.execution import event_words, past_runs
     from phipipe.output import lists
 
     run = past_runs.find(settings_of_user().cache, run_id)
+    if profiled or page is not None:
+        from phipipe.cli import profiles
+
+        profiles.show(run, as_json=as_json, page=page)
+        return
     if as_json:
         details = [dict(event) for event in run.events]
         answers.give(lists.RunDetails(**_fields(run), events=details))

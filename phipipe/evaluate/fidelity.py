@@ -76,6 +76,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
             logprobs = np.lib.format.open_memmap(out / "logprobs.npy", "w+", np.float32, shape)
         logprobs[i] = scores
         nll.append(-scores[np.arange(len(window) - 1), window[1:]][params["skip"] :])
+        progress.scored(len(window))
         progress.report(i + 1, len(tokens), "windows")
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
@@ -185,6 +186,7 @@ def scored(
         logits = _finite(runtime.logits(tokens[i].tolist()), len(tokens[i]), BUILD)
         found = scores(i, logits, tokens[i])
         rows.append({name: values[skip:] for name, values in found.items()})
+        progress.scored(len(tokens[i]))
         progress.report(done, len(choice.windows), "windows")
         if choice.is_enough(rows):
             break
@@ -220,13 +222,9 @@ def summarise(positions: dict[str, Floats]) -> tuple[dict[str, float], dict[str,
 def profile(kld: Floats) -> dict[str, list[float]]:
     """Where the divergence lies, small enough to travel with a package.
 
-    Args:
-        kld: float32 [windows, positions].
-
-    Returns:
-        ``by_position``: mean over windows and over each of at most 32 equal stretches of the
-            window, from
-        its start; ``quantiles``: the 0, 1, … 100 % quantiles over all positions. In nats.
+    ``kld``: float32 [windows, positions]. ``by_position``: mean over windows and over each of at
+    most 32 equal stretches of the window, from its start; ``quantiles``: the 0, 1, … 100 %
+    quantiles over all positions. In nats.
     """
     stretches = np.array_split(kld.astype(np.float64).mean(0), min(32, kld.shape[1]))
     return {

@@ -134,6 +134,7 @@ def _answered(
             or (len(together) + 1) * (len(prompts[following]) + limit) > ANSWERED_TOGETHER
         ):
             found = model.generate([prompts[k] for k in together], limit)
+            progress.generated(sum(map(len, found)))
             for k, ids in zip(together, found, strict=True):
                 answers[k] = ids
             together = []
@@ -159,6 +160,7 @@ def ask_build(inputs: Inputs, out: Path, params: Params) -> None:
         theirs = _of_original(question, asked)
         limit = asked.new_tokens * (ROOM if theirs.ended else 1)
         ids = list(runtime.generate(question.ids, limit))
+        progress.generated(len(ids))
         text = tokenizer.decode(ids)
         ended = answers.ends(ids, limit, asked.ends, tokenizer.decode)
         here = answers.judge(ids, text, ended=ended, call=_call(text, question))

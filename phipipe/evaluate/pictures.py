@@ -75,6 +75,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     model = Layerwise(inputs["source"])
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = greedy.answer(model, prompts, ANSWER_TOKENS)
+    progress.generated(sum(map(len, answers)))
     descriptions = []
     for picture, logits, vectors, answer in zip(
         pictures, model.logits(prompts), seen, answers, strict=True
@@ -116,6 +117,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
         file = inputs["pictures"] / f"{picture.name}.png"
         scored[picture.name] = _scored(runtime, file, sight, picture, inputs["baseline"])
         answer = list(runtime.describe(file, sight.prompt, ANSWER_TOKENS))
+        progress.generated(len(answer))
         agreed.append(common_prefix(answer, picture.answer) / len(picture.answer))
         text = tokenizer.decode(answer)
         answers.append(Described(picture=picture.name, text=text, original=picture.text))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from phipipe import progress
 from phipipe.errors import StepFailed
 from phipipe.evaluate import reference, reports
 from phipipe.evaluate.reports import Rounding
@@ -38,6 +39,7 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
         scores(i, np.ascontiguousarray(logits), windows[i])["kld"]
         for i, logits in enumerate(islice(model.logits(windows.tolist()), len(windows)))
     ]
+    progress.scored(int(windows.size))
     kld_mean = float(np.mean(rows, dtype=np.float64))
     if not np.isfinite(kld_mean):
         raise StepFailed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from phipipe import progress
 from phipipe.backends.base import AnyBackend, Runtime, Tokenizer
 from phipipe.evaluate.original import Original
 from phipipe.evaluate.reports import Answer, Baseline, Chat, Misread, Reading, Sanity
@@ -38,6 +39,7 @@ def expected(
     rendered = [tokenizer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
     ids = [tokenizer.encode(text) for text in rendered]
     answers = model.generate(ids, limit)
+    progress.generated(sum(map(len, answers)))
     chats = [
         Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
         for prompt, text, read, answer in zip(prompts, rendered, ids, answers, strict=True)
@@ -59,6 +61,7 @@ def check(
     asked what the original was."""
     tokenizer, chats = backend.tokenizer(artifact), [one for one in baseline.chats if one.answer]
     answers = [list(runtime.generate(chat.ids, CONTINUATION_TOKENS)) for chat in chats]
+    progress.generated(sum(map(len, answers)))
     same = [common_prefix(answer, chat.answer) for answer, chat in zip(answers, chats, strict=True)]
     longest = [len(chat.answer) for chat in chats]
     rendered = [

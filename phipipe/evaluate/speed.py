@@ -72,6 +72,7 @@ def _samples(
 def _once(runtime: Runtime, prompt: list[int], new_tokens: int) -> dict[str, float]:
     start = time.perf_counter()
     stamps = [time.perf_counter() for _ in runtime.generate(prompt, new_tokens)]
+    progress.generated(len(stamps))
     ttft_s = stamps[0] - start
     sample = {"ttft_s": ttft_s, "prefill_tokens_per_s": len(prompt) / ttft_s}
     if len(stamps) > 1:  # the model may end its text at once: then there is no decode speed

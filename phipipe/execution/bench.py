@@ -16,13 +16,14 @@ from phipipe import progress, steps
 from phipipe.errors import Interrupted
 from phipipe.execution import borrowing, step_records, why
 from phipipe.execution.estimates import Estimate, Timings
-from phipipe.execution.process import Request
+from phipipe.execution.exchange import Request
 from phipipe.execution.results import NEEDED, Forecast, Result, Results, Waiting, with_needed
 from phipipe.execution.servers import Servers
 from phipipe.execution.step_records import StepRecords
 from phipipe.execution.tools import Tools
 from phipipe.execution.watch import Expected
 from phipipe.planning.plan import Plan
+from phipipe.processes import spending
 from phipipe.progress import OnProgress
 from phipipe.settings import Settings
 from phipipe.steps import Json, Step
@@ -277,10 +278,11 @@ class Bench:
 
         function = steps.resolve(request.runs)
         out.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), spending.of_thread()
         with progress.listening(heard):
             function(request.inputs, out, request.params)
-        return {"seconds": time.perf_counter() - start}
+        spent = spending.of_thread().since(before).usage()
+        return {"seconds": round(time.perf_counter() - start, 3), **spent}
 
 
 def _digests(inputs: Results) -> dict[str, str]:

@@ -23,8 +23,10 @@ from phipipe.execution.keeping import Keeping
 from phipipe.execution.manner import BUILD_ONLY, Manner, default_jobs
 from phipipe.execution.nodes import Node, graph
 from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workplace
+from phipipe.execution.room import Room
 from phipipe.execution.servers import threads_per_server
 from phipipe.execution.todo import Todo
+from phipipe.execution.waits import Waits
 from phipipe.planning.plan import Plan
 from phipipe.progress import listening
 from phipipe.settings import Settings
@@ -34,7 +36,6 @@ from phipipe.store.store import Store
 
 REBUILDS = 3  # a step's inputs may be found damaged this often in one run before we give up
 MEMORY_SHARE = 0.8  # of what is free when the run starts: estimates are estimates
-AWAY = 256  # steps that other machines may be asked for at a time
 STOP_S = 10.0  # how long running steps may take to end after Ctrl-C
 
 
@@ -78,15 +79,19 @@ class _Run:
         manner: Manner,
     ) -> None:
         self._plans, self._bench, self._listener, self._manner = plans, bench, listener, manner
-        self._jobs, self._elsewhere = manner.jobs or 1, manner.engine is not None
         whole = graph(plans)
         self._names, self._todo = whole.names, Todo(whole)
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._aside = Aside()
         self._keeping = keeping
         self._installs, self._deliveries = Installs(), Deliveries(keeping, self._aside)
-        self._memory_bytes = MEMORY_SHARE * hardware.available_bytes()
-        self._start = time.perf_counter()
+        self._room = Room(
+            jobs=manner.jobs or 1,
+            memory_bytes=MEMORY_SHARE * hardware.available_bytes(),
+            is_here=bench.here,
+            elsewhere=manner.engine is not None,
+        )
+        self._start, self._waits = time.perf_counter(), Waits()
         self._queue: dict[str, Node] = {}
         self._running: dict[str, Node] = {}
 
@@ -109,7 +114,7 @@ class _Run:
         """Start whatever can be; say whether there is anything left to wait for."""
         for node in self._todo.take_fresh():  # cached ones open others
             self._look(node)
-        if not any(node.step.measurement for node in self._here()):
+        if not any(node.step.measurement for node in self._room.here(self._running.values())):
             for tool in self._installs.next(self._todo.is_due):
                 self._install(tool)
         for measuring in (False, True):
@@ -134,6 +139,7 @@ class _Run:
         if isinstance(result, Waiting):
             node.waiting = result
             self._queue[node.identity] = node
+            self._waits.queued(node)
         else:
             self._finished(node, result)
 
@@ -145,8 +151,10 @@ class _Run:
 
         def end(result: PhipipeError | None) -> None:
             self._listener.installed(tool, time.perf_counter() - start, result)
+            self._waits.installed(tool, list(self._running.values()))
             for node in self._installs.end(tool, result):
                 if result is None:
+                    self._waits.equipped(node, tool)
                     self._todo.renew(node)
                 elif self._todo.is_due(node):
                     self._failed(node, result)
@@ -161,41 +169,21 @@ class _Run:
 
     def _launch_some(self, measuring: bool) -> None:
         """Launch what waits, fits and is a measurement or not."""
-        if not self._takes_more():
+        if not self._room.takes_more(self._running.values()):
             return
         for node in [n for n in self._queue.values() if n.step.measurement == measuring]:
             if not self._todo.is_due(node):  # an input was found damaged, or nobody wants it
                 node.waiting = None
                 del self._queue[node.identity]
-            elif self._fits(node):
+            elif not self._room.obstacle(node, [*self._running.values()], self._is_installing):
                 del self._queue[node.identity]
                 self._launch(node)
-            if not self._takes_more():
+            if not self._room.takes_more(self._running.values()):
                 return
 
-    def _takes_more(self) -> bool:
-        return self._elsewhere or self._has_room()
-
-    def _has_room(self) -> bool:
-        here = self._here()
-        return len(here) < self._jobs and not any(n.step.measurement for n in here)
-
-    def _here(self) -> list[Node]:
-        """Steps that run on this machine."""
-        return [node for node in self._running.values() if self._bench.here(node.step)]
-
-    def _fits(self, node: Node) -> bool:
-        here = self._here()
-        if not self._bench.here(node.step):
-            return len(self._running) - len(here) < AWAY
-        if not self._has_room():
-            return False
-        if node.step.measurement:
-            return not here and not self._installs.going
-        if not here:
-            return True
-        needed = sum(n.step.memory_bytes for n in here) + node.step.memory_bytes
-        return needed <= self._memory_bytes
+    @property
+    def _is_installing(self) -> bool:
+        return bool(self._installs.going)
 
     def _launch(self, node: Node) -> None:
         waiting, inputs = node.waiting, self._todo.inputs(node)
@@ -203,7 +191,8 @@ class _Run:
         waiting.takes_over = self._keeping.gives(node, self._todo)
         node.running = True
         self._running[node.identity] = node
-        self._listener.started(node.label, waiting.why)
+        held = self._waits.held(node, self._todo.needed(node), self._room.obstacle)
+        self._listener.started(node.label, waiting.why, held)
         tell = self._aside.relayed(partial(self._listener.progress, node.label))
 
         def work() -> Result:
@@ -214,6 +203,7 @@ class _Run:
 
     def _made(self, node: Node, result: Result | PhipipeError) -> None:
         node.running, node.waiting = False, None
+        self._waits.ended(node, list(self._running.values()), self._is_installing)
         self._running.pop(node.identity, None)
         if isinstance(result, Damaged):
             self._forget(node, result)
@@ -223,6 +213,7 @@ class _Run:
             self._finished(node, result)
 
     def _finished(self, node: Node, result: Result) -> None:
+        self._waits.came(node)
         completed = self._todo.finish(node, result)
         self._keeping.after(node, self._todo)
         self._listener.finished(node.label, result)

@@ -6,11 +6,14 @@ are known:
 
 - ``run_started``: version (of this list), phipipe, command, builds, pid, process_started (seconds
   since 1970)
-- ``step_started``: step, why
+- ``step_started``: step, why, needs (all steps that it reads or follows), waits (what it waited
+  for besides the run's own work, each: for (result, memory, slot, alone, toolchain), step or
+  toolchain (whose end ended the wait), seconds)
 - ``step_progress``: step (or the toolchain that is being installed), done, total, unit, share (0 to
   1), [seconds_left]; at most every ``PROGRESS_S`` for each step
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds,
-  peak_anon_bytes, peak_rss_bytes, machine (who did it, if not this one)]
+  peak_anon_bytes, peak_rss_bytes, cpu_seconds, read_bytes and written_bytes (from and to disks),
+  scored_tokens, generated_tokens, machine (who did it, if not this one)]
 - ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message,
   file, line, column), details]
 - ``toolchain_started``: toolchain (that is being installed)
@@ -18,7 +21,8 @@ are known:
 - ``warning``: build, rule, level, message, hint (what to do; null where nothing can be done)
 - ``note``: text
 - ``build_finished``: build, ok, seconds, [package, or the error]
-- ``run_finished``: exit_code, seconds
+- ``run_finished``: exit_code, seconds, [cpu_seconds, read_bytes, written_bytes: of the whole run on
+  this machine]
 
 A run's events lie in ``runs/ID/events.jsonl`` of the cache; the last ``KEPT`` runs are kept.
 """
@@ -41,9 +45,11 @@ import psutil
 from phipipe import __version__
 from phipipe.errors import Interrupted, PhipipeError, StoreError, encoded
 from phipipe.execution import past_runs, tracing
+from phipipe.execution.held import NOT_HELD, Held
 from phipipe.execution.pace import Pace
 from phipipe.execution.results import Listener, Result
 from phipipe.execution.tracing import Sink
+from phipipe.processes import spending
 from phipipe.steps import Advice, Json
 from phipipe.visible import json_text
 
@@ -105,9 +111,10 @@ class Recorder:
             process_started=process.create_time(),
         )
 
-    def started(self, label: str, why: str) -> None:
-        self.write("step_started", step=label, why=why)
-        self._inner.started(label, why)
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None:
+        waits = [wait.as_json() for wait in held.waits]
+        self.write("step_started", step=label, why=why, needs=list(held.needs), waits=waits)
+        self._inner.started(label, why, held)
 
     def progress(self, label: str, done: int, total: int, unit: str) -> None:
         heard = self._paces[label].heard(done, total, unit)
@@ -183,7 +190,7 @@ def recorded(
         StoreError: the cache takes no file.
         ToolchainError: see ``tracing.spans``.
     """
-    start = time.monotonic()
+    start, before = time.monotonic(), spending.of_process()
     with contextlib.ExitStack() as stack:
         sinks = stack.enter_context(tracing.spans(inner.note))
         folder = _new(cache)
@@ -204,7 +211,8 @@ def recorded(
             raise
         finally:
             seconds = round(time.monotonic() - start, 3)
-            recorder.write("run_finished", exit_code=code, seconds=seconds)
+            spent = spending.of_process().since(before).usage() if spending.IS_WHOLE else {}
+            recorder.write("run_finished", exit_code=code, seconds=seconds, **spent)
 
 
 def _new(cache: Path) -> Path:

@@ -12,15 +12,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import psutil
 
 from phipipe.errors import Interrupted
+from phipipe.execution import exchange
 from phipipe.execution.endings import Ending, cannot_start, keep_log
-from phipipe.execution.watch import UNKNOWN, Expected, Watch
+from phipipe.execution.exchange import Outcome, Request
+from phipipe.execution.watch import Watch
 from phipipe.processes.children import (
     await_exit,
     has_exited,
@@ -33,45 +34,9 @@ from phipipe.processes.children import (
 )
 from phipipe.progress import OnProgress
 from phipipe.settings import Settings, child_environment
-from phipipe.steps import Json
 
 SAMPLE_S = 0.1
 GRACE_S = 2.0  # between a polite end and a forced one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A step to be run: ``runs`` names its function (``steps``), ``expected`` is what it takes."""
-
-    step: str
-    runs: str
-    inputs: Mapping[str, Path]
-    params: Mapping[str, Json]
-    expected: Expected = UNKNOWN
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a step took. Peaks are of the server and its children; seconds include starting it.
-
-    ``peak_rss_bytes`` comes from the kernel and is exact for the server itself; ``peak_anon_bytes``
-    (memory that no file backs) is sampled, so a spike shorter than ``SAMPLE_S`` can be missed.
-    Where the system does not tell the two apart, they are the same. ``log`` lies in the request's
-    folder.
-    """
-
-    seconds: float
-    peak_rss_bytes: int
-    peak_anon_bytes: int
-    log: Path
-
-    def usage(self) -> dict[str, float]:
-        """For the step's record."""
-        return {
-            "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "peak_anon_bytes": self.peak_anon_bytes,
-        }
 
 
 class Server:
@@ -129,10 +94,10 @@ class Server:
                 imported.
         """
         start, folder = time.monotonic(), folder.absolute()
-        self._write(request, folder)
+        exchange.write(request, folder, self._settings)
         watch = Watch(folder, self._settings, on_progress, request.expected)
         code = self._do(folder, watch)
-        response = _read_response(folder)
+        response = exchange.read(folder)
         if response is None:
             self.kill(grace_s=0)
             ending = self._ending(request, watch, folder)
@@ -145,6 +110,7 @@ class Server:
             peak_rss_bytes=watch.peak_rss_bytes,
             peak_anon_bytes=watch.peak_anon_bytes,
             log=folder / "log.txt",
+            spent=response["spent"],
         )
 
     def _do(self, folder: Path, watch: Watch) -> int | None:
@@ -156,16 +122,6 @@ class Server:
             raise
         finally:
             watch.end()
-
-    def _write(self, request: Request, folder: Path) -> None:
-        content = {
-            "runs": request.runs,
-            "inputs": {name: str(path.absolute()) for name, path in request.inputs.items()},
-            "params": dict(request.params),
-            "path": [str(root) for root in self._settings.server_path],
-        }
-        (folder / "request.json").write_text(json.dumps(content), "utf-8")
-        (folder / "response.json").unlink(missing_ok=True)
 
     def _ending(self, request: Request, watch: Watch, folder: Path) -> Ending:
         return Ending(
@@ -290,11 +246,3 @@ def _start_guard(pid: int, home: Path) -> subprocess.Popen[bytes]:
         env=child_environment(offline=True, keep_path=True),
         **own_group(),
     )
-
-
-def _read_response(folder: Path) -> dict[str, Json] | None:
-    try:
-        value: dict[str, Json] = json.loads((folder / "response.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value

@@ -11,6 +11,7 @@ from phipipe.errors import PhipipeError
 from phipipe.evaluate import reports, run_reports
 from phipipe.evaluate.reports import Metrics, R
 from phipipe.evaluate.run_reports import AsRun
+from phipipe.execution.held import NOT_HELD, Held
 from phipipe.planning.plan import Plan
 from phipipe.progress import OnProgress
 from phipipe.steps import Json, Step
@@ -21,10 +22,11 @@ class Listener(Protocol):
     """Who shows what happens. ``label`` names the step, and the build where it belongs to one of
     several.
 
-    Every method but ``note`` is called from the run's own thread only.
+    Every method but ``note`` is called from the run's own thread only. ``held`` says what a step
+    that starts has waited for.
     """
 
-    def started(self, label: str, why: str) -> None: ...
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None: ...
     def progress(self, label: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, label: str, result: Result) -> None: ...
     def failed(self, label: str, error: PhipipeError) -> None: ...
@@ -35,7 +37,8 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one step. ``usage`` has seconds and peak bytes, empty for a cached one."""
+    """What became of one step. ``usage`` has what it took, as ``step_finished`` in ``events`` lists
+    it; empty for a cached one."""
 
     step: Step
     key: str

@@ -17,6 +17,7 @@ class Todo:
 
     def __init__(self, graph: Graph) -> None:
         self.nodes, self._names = graph.copy(), graph.names
+        self._places = {identity: place for place, identity in enumerate(self.nodes)}
         self._open = dict(self.nodes)  # all that are still needed and have no result
         self._left = [len(set(names.values())) for names in self._names]  # per build
         self._failed: set[int] = set()  # builds
@@ -33,6 +34,11 @@ class Todo:
     def has_inputs(self, node: Node) -> bool:
         """Whether all that ``node`` reads or follows has a result."""
         return all(self.nodes[identity].result for identity in (*node.needs.values(), *node.after))
+
+    def needed(self, node: Node) -> list[Node]:
+        """All that ``node`` reads or follows, in the order of the plans."""
+        wanted = {*node.needs.values(), *node.after}
+        return [self.nodes[identity] for identity in sorted(wanted, key=self._places.__getitem__)]
 
     def is_due(self, node: Node) -> bool:
         """Whether ``node`` is needed, has no result, and can have one."""

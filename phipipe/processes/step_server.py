@@ -36,7 +36,7 @@ from typing import TextIO
 
 from phipipe import hardware, progress, steps
 from phipipe.errors import PhipipeError, encoded
-from phipipe.processes import bars
+from phipipe.processes import bars, spending
 from phipipe.processes.children import kill_tree, tree
 from phipipe.processes.prohibitions import prohibit
 from phipipe.steps import Json
@@ -58,10 +58,10 @@ def main() -> None:
     threading.Thread(target=_listen, args=(lines, requests), daemon=True).start()
     faulthandler.enable()  # a crash in native code leaves a Python traceback in the log
     prohibit()
-    home = Path.cwd()
+    home, spent = Path.cwd(), spending.NOTHING  # the first step pays for the start
     print("ready", file=control, flush=True)
     while True:
-        _serve(Path(json.loads(requests.get())))
+        spent = _serve(Path(json.loads(requests.get())), spent)
         print("done", file=control, flush=True)
         os.chdir(home)
         _free_memory()  # while the parent looks at the answer
@@ -90,7 +90,9 @@ def _listen(lines: TextIO, requests: queue.SimpleQueue[str]) -> None:
     os._exit(1)
 
 
-def _serve(folder: Path) -> None:
+def _serve(folder: Path, before: spending.Spent) -> spending.Spent:
+    """Do the request in ``folder``; ``before`` and the value are what this process had spent when
+    the last one and this one ended."""
     _print_to(folder / "log.txt")
     _reset_peak()
     request = json.loads((folder / "request.json").read_text("utf-8"))
@@ -104,12 +106,15 @@ def _serve(folder: Path) -> None:
         _flush()
         traceback.print_exc()
         traceback.clear_frames(error.__traceback__)  # they may hold a model
-    response |= {"seconds": time.perf_counter() - start, **_memory()}
+    spent = spending.of_process()
+    took = spent.since(before).usage() | progress.take_tokens()
+    response |= {"seconds": time.perf_counter() - start, "spent": took, **_memory()}
     _flush()
     _print_to(Path(os.devnull))  # Windows cannot move or remove a log that is open
     aside = folder / "response.tmp"
     aside.write_text(json.dumps(response), "utf-8")
     aside.replace(folder / "response.json")
+    return spent
 
 
 def _listen_to_progress(path: Path, runs: str) -> None:

@@ -27,9 +27,10 @@ from phipipe.errors import (
     ToolchainError,
 )
 from phipipe.evaluate.reports import Metrics
-from phipipe.execution import dispatch, nodes, servers, todo
+from phipipe.execution import nodes, room, servers, todo
 from phipipe.execution.bench import Bench
 from phipipe.execution.dispatch import attempt
+from phipipe.execution.held import NOT_HELD, Held
 from phipipe.execution.manner import Manner, default_jobs
 from phipipe.execution.nodes import graph, labels
 from phipipe.execution.results import Outcome, Result, Waiting
@@ -397,7 +398,7 @@ class Told(Silent):
         self.going = self.most = 0
         self._upon, self._then = upon, then
 
-    def started(self, label: str, why: str) -> None:
+    def started(self, label: str, why: str, held: Held = NOT_HELD) -> None:
         self.heard.append(f"started {label}")
         self.going += 1
         self.most = max(self.most, self.going)
@@ -516,7 +517,7 @@ class Elsewhere(Bench):
 def test_other_machines_are_asked_for_so_many_steps_at_a_time(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "AWAY", 3)
+    monkeypatch.setattr(room, "AWAY", 3)
     told = Told()
     made = plan("a", *(step(f"s{i}") for i in range(10)))
     (outcome,) = attempt([made], store, Settings.read(), told, Manner(jobs=1, engine=Elsewhere))
