@@ -65,8 +65,8 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
         SourceError: the text has fewer tokens than one window.
     """
     tokens = _tokens(inputs["source"], texts.read(_only_file(inputs["text"])), params)
-    model = original.load(inputs["source"])
     np.save(out / "tokens.npy", tokens)
+    model = original.load(inputs["source"])
     logprobs: Floats | None = None
     nll: list[Floats] = []
     for i, (window, logits) in enumerate(zip(tokens, model.logits(tokens.tolist()), strict=True)):
@@ -81,12 +81,11 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     assert isinstance(logprobs, np.memmap)
     logprobs.flush()
     mean, error = _mean_and_error(np.concatenate(nll))
-    limit = sanity.CONTINUATION_TOKENS if params.get("answers", True) else 0
-    parity_ids, chats, readings = sanity.expected(inputs["source"], model, limit)
+    asked = bool(params.get("answers", True))
+    parity_ids, chats, readings = sanity.expected(inputs["source"], model, asked=asked)
     report = Baseline(
         tokens=int(tokens.size),
-        window=int(params["window"]),
-        skip=int(params["skip"]),
+        **{key: int(params[key]) for key in ("window", "skip")},
         ppl=math.exp(mean),
         ppl_stderr=math.exp(mean) * error,
         parity_ids=parity_ids,

@@ -29,16 +29,16 @@ def area(r: float) -> float:\n\treturn 3.14159 * r**2  # m²
 
 
 def expected(
-    source: Path, model: Original, limit: int
+    source: Path, model: Original, *, asked: bool = True
 ) -> tuple[list[int], list[Chat], list[Reading]]:
     """What a runtime and its packaged tokenizer must reproduce: the ids of ``PARITY_TEXT``,
-    rendered chats with their greedy answers of at most ``limit`` tokens (0: none is asked for), and
-    the ids of many short texts."""
+    rendered chats with their greedy answers, unless no one is ``asked`` for, and the ids of many
+    short texts."""
     tokenizer = transformers_tokenizer.of_source(source)
     prompts = PROMPTS if tokenizer.facts["chat_template"] else ()
     rendered = [tokenizer.render([{"role": "user", "content": prompt}]) for prompt in prompts]
     ids = [tokenizer.encode(text) for text in rendered]
-    answers = model.generate(ids, limit)
+    answers = model.generate(ids, CONTINUATION_TOKENS if asked else 0)
     progress.generated(sum(map(len, answers)))
     chats = [
         Chat(prompt=prompt, rendered=text, ids=read, answer=answer, text=tokenizer.decode(answer))
