@@ -89,6 +89,8 @@ def find(cache: Path, name: str) -> Run:
         SourceError: there is none, or several begin so.
     """
     known = runs(cache)
+    if name == LATEST and not known:
+        raise SourceError("this cache has no record of a run", hint="phipipe run RECIPE")
     named = known[:1] if name == LATEST else [run for run in known if run.id.startswith(name)]
     if len(named) != 1:
         words = f"{len(named)} runs begin with" if named else "there is no run"

@@ -223,6 +223,7 @@ def test_a_run_that_is_not_there_is_said_so(run: Run) -> None:
     assert (code, out) == (SourceError.exit_code, "")
     assert "there is no run `nope`" in err
     assert "phipipe runs ls" in err
+    assert "this cache has no record of a run" in run("runs", "show", "latest")[2]
 
 
 def test_runs_are_listed_shown_and_told(run: Run, own_cache: Path) -> None:
