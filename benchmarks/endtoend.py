@@ -50,7 +50,7 @@ def run(recipe: Path, work: Path, name: str, sets: Sequence[str]) -> dict[str, A
     if done.returncode:
         raise SystemExit(f"{name} ended with exit code {done.returncode}")
     show = [sys.executable, "-m", "phipipe", "runs", "show", "latest", "--profile", "--json"]
-    told = subprocess.run(show, env=own, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(show, env=own, capture_output=True, encoding="utf-8", check=True).stdout
     return {**json.loads(told), "seconds": seconds}
 
 
