@@ -39,7 +39,8 @@ _TERMS = {
     "critical": (
         "★ Critical path",
         "The steps that set the run’s length: the last one to end, what it had waited for last, "
-        "and so on back to the begin. A faster step that has no ★ ends no run earlier.",
+        "and so on back to the begin. If a step without ★ gets faster, the run ends no earlier, "
+        "unless the two share cores.",
     ),
     "seconds": (
         "Wall, and own",

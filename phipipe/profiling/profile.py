@@ -46,7 +46,8 @@ def _sum(found: Sequence[Row]) -> float:
 
 def _together(steps: Sequence[Row]) -> tuple[float, float]:
     """Seconds in which at least one of ``steps`` ran, and in which two or more did."""
-    changes = sorted((at, by) for row in steps for at, by in ((row.start, 1), (row.end, -1)))
+    ran = [row for row in steps if row.end > row.start]  # an end sorts before a begin
+    changes = sorted((at, by) for row in ran for at, by in ((row.start, 1), (row.end, -1)))
     spent, going, since = [0.0, 0.0, 0.0], 0, 0.0
     for at, by in changes:
         spent[min(going, 2)] += at - since

@@ -172,6 +172,19 @@ def work(inputs: Inputs, out: Path, params: Params) -> None:
         sum(range(10_000))
 
 
+def run_and_wait(inputs: Inputs, out: Path, params: Params) -> None:
+    subprocess.run(params["command"], check=True)
+
+
+def write(inputs: Inputs, out: Path, params: Params) -> None:
+    (out / "file").write_bytes(os.urandom(1) * (params["mib"] << 20))
+
+
+def count_tokens(inputs: Inputs, out: Path, params: Params) -> None:
+    progress.scored(params["scored"])
+    progress.generated(params["generated"])
+
+
 def spawn(inputs: Inputs, out: Path, params: Params) -> None:
     """Children, one in a session of its own, and a grandchild; all of them, and we, ignore
     SIGTERM."""
