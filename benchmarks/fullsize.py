@@ -146,7 +146,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
             )
             cost = Cost()
             while process.poll() is None:
-                cost.add(Cost(0.0, *_memory(process.pid)))
+                cost.add(Cost(0.0, *memory(process.pid)))
                 time.sleep(0.1)
         cost.seconds = time.perf_counter() - start
         if process.returncode:
@@ -159,7 +159,7 @@ def bare(commands: Sequence[Sequence[str | Path]], work: Path) -> Cost:
     return total
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def memory(pid: int) -> tuple[int, int]:
     """(anonymous, resident) bytes of the process and its children."""
     anon = rss = 0
     for member in children.tree(pid):
