@@ -13,16 +13,13 @@ from phipipe import progress
 from phipipe.backends.llamacpp import header
 from phipipe.backends.llamacpp.ggml import Raw
 from phipipe.backends.llamacpp.header import Settings, row_bytes
+from phipipe.backends.llamacpp.rows import nothing
 from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.stored import Tensor
 
 PART = 2**20  # weights that a thread works on at a time
 
 Make = Callable[[int, int], Raw]
-
-
-def nothing() -> None:
-    """Nobody to tell."""
 
 
 class Filling(NamedTuple):

@@ -20,7 +20,6 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from phipipe.backends.llamacpp.fill import nothing
 from phipipe.backends.llamacpp.header import Header
 from phipipe.backends.llamacpp.stored import Tensor
 from phipipe.errors import StepFailed
@@ -34,6 +33,10 @@ KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' types that a
 Values = npt.NDArray[np.uint16 | np.float16 | np.float32]
 Floats = npt.NDArray[np.float32]
 Raw = npt.NDArray[np.uint8]
+
+
+def nothing() -> None:
+    """Nobody to tell."""
 
 
 class Rows(NamedTuple):
