@@ -294,7 +294,7 @@ def fill(
     from transformers import AutoModelForCausalLM
 
     from phipipe.backends import torch as baseline
-    from phipipe.models import transformers_files
+    from phipipe.models import greedy, transformers_files
     from phipipe.models.layerwise import Layerwise
 
     text = stories.file_text("evaluation")
@@ -313,7 +313,7 @@ def fill(
         told["layerwise"] = [float(np.abs(logits - part).max()) for logits, part in parts]
         told["answered"] = [
             [list(runtime.generate(p, ANSWER)) for p in prompts],
-            layers.generate(prompts, ANSWER),
+            greedy.answer(layers, prompts, ANSWER),
         ]
         runtime.close()
         config = transformers_files.config_of(folder / "source")
