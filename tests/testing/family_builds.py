@@ -118,6 +118,7 @@ def job(
         if step.runs != MENDS and not step.runs.startswith(f"{backend}/"):
             continue
         told: dict[str, Any] = {"name": step.name, "runs": step.runs, "needs": dict(step.needs)}
+        told["toolchain"] = step.toolchain
         told["params"] = {**step.params, **({"config_patch": {}} if bare else {})}
         before = [made["folder"] for made in steps]
         digest = hashlib.sha256(json.dumps([source, before, told], sort_keys=True).encode())
@@ -164,15 +165,18 @@ def measured(
     root: Path, backend: str, jobs: Iterable[Any], python_of: Callable[[str], Path]
 ) -> dict[str, Any]:
     """What the driver finds out about ``jobs``, by their names."""
-    (root / f"{backend}.jobs.json").write_text(json.dumps(list(jobs)))
-    convert_with = python_of("torch" if backend == "llamacpp" else backend)
-    drive(convert_with, DRIVER, root, backend, "convert", **THREADS)
-    drive(python_of(backend), DRIVER, root, backend, "measure", **THREADS)
-    read = {
-        action: json.loads((root / f"{backend}.{action}.json").read_text())
-        for action in ("convert", "measure")
-    }
-    return {**read["measure"], **read["convert"]}
+    asked = list(jobs)
+    (root / f"{backend}.jobs.json").write_text(json.dumps(asked))
+    own = backends.load(backend).toolchain
+    used = (step["toolchain"] for one in asked for step in one["steps"])
+    wanted = dict.fromkeys(name for name in used if name is not None)  # the rest runs in any
+    actions = [*(("convert", toolchain) for toolchain in wanted), ("measure", own)]
+    found: dict[str, Any] = {}
+    for action, toolchain in actions:
+        drive(python_of(toolchain), DRIVER, root, backend, action, toolchain, **THREADS)
+        told = json.loads((root / f"{backend}.{action}-{toolchain}.json").read_text())
+        found = {**told, **found}  # what failed first is the reason
+    return found
 
 
 def expect_refusal(cell: support_tables.Cell, folder: Path) -> None:
