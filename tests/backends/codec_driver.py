@@ -120,7 +120,8 @@ def job(backend: str, case: str) -> AnyJob:
 
 
 def build(root: Path, backend: str, given: AnyJob, toolchain: str) -> Path | None:
-    """The artifact; None if steps of another toolchain are still to come."""
+    """The artifact; None if steps of another toolchain are still to come. All are done here that
+    this toolchain can do."""
     outputs = {"source": TINY, "calibration": root / "calibration"}
     for step in backends.load(backend).steps(given):
         out = outputs[step.name] = root / place_of(step)
@@ -129,12 +130,11 @@ def build(root: Path, backend: str, given: AnyJob, toolchain: str) -> Path | Non
         if step.runs == "qnn/compile":  # contexts are compiled of what is decoded here
             stages = [path for name, path in outputs.items() if name.startswith("quantize-")]
             return together(stages)
-        if step.toolchain != toolchain:
-            return None
-        out.mkdir()
         inputs = {name: outputs[need] for name, need in step.needs.items()}
-        resolve(step.runs)(inputs, out, step.params)
-    return out
+        if step.toolchain == toolchain and all(path.is_dir() for path in inputs.values()):
+            out.mkdir()
+            resolve(step.runs)(inputs, out, step.params)
+    return out if out.is_dir() else None
 
 
 def together(folders: Sequence[Path]) -> Path:
