@@ -282,7 +282,7 @@ class Bench:
         with progress.listening(heard):
             function(request.inputs, out, request.params)
         spent = spending.of_thread().since(before).usage()
-        return {"seconds": round(time.perf_counter() - start, 3), **spent}
+        return {"seconds": time.perf_counter() - start, **spent}
 
 
 def _digests(inputs: Results) -> dict[str, str]:
