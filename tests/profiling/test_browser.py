@@ -43,11 +43,7 @@ def test_the_page_fits_its_window_and_has_no_serious_fault(
     size: str, theme: str, browser: Browser, path: Path, tmp_path: Path
 ) -> None:
     with tool.opened(browser, path, SIZES[size], theme) as shown:
-        assert tool.overflowing(shown) == []
-        assert tool.faults(shown) == []
-        assert tool.kept(shown, f"run-{size}-{theme}", tmp_path).stat().st_size > 5000
-        ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == ("rgb(13, 17, 23)" if theme == "dark" else "rgb(255, 255, 255)")
+        tool.check_shown(shown, theme, f"run-{size}-{theme}", tmp_path)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -72,12 +68,6 @@ def test_words_are_explained_without_scripts(browser: Browser, path: Path) -> No
         assert shown.locator("#term-waited").is_visible()
 
 
-def test_the_page_prints_on_light_paper(browser: Browser, path: Path) -> None:
+def test_the_page_prints_on_light_paper(browser: Browser, path: Path, tmp_path: Path) -> None:
     with tool.opened(browser, path, A4, "dark") as shown:
-        shown.emulate_media(media="print", color_scheme="dark")
-        assert tool.overflowing(shown) == []
-        paper = shown.evaluate(
-            "getComputedStyle(document.documentElement).getPropertyValue('--page')"
-        )
-        assert paper.strip() == "#ffffff"
-        assert len(shown.pdf(format="A4")) > 10_000
+        tool.check_printed(shown, "run-print", tmp_path)

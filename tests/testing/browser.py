@@ -100,3 +100,25 @@ def kept(page: Page, name: str, folder: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=place / f"{name}.png", full_page=True)
     return place / f"{name}.png"
+
+
+GROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}
+
+
+def check_shown(page: Page, theme: str, name: str, folder: Path) -> None:
+    """The page fits its window, has no serious fault, and the ground of its ``theme``; a picture
+    of it is kept."""
+    assert overflowing(page) == []
+    assert faults(page) == []
+    assert kept(page, name, folder).stat().st_size > 5000
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == GROUNDS[theme]
+
+
+def check_printed(page: Page, name: str, folder: Path) -> None:
+    """On paper the page fits, and is light whatever the screen's theme; a picture is kept."""
+    page.emulate_media(media="print", color_scheme="dark")
+    assert overflowing(page) == []
+    paper = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--page')")
+    assert paper.strip() == "#ffffff"
+    kept(page, name, folder)
+    assert len(page.pdf(format="A4")) > 10_000

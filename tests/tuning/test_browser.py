@@ -52,11 +52,7 @@ def test_the_page_fits_its_window_and_has_no_serious_fault(
     size: str, theme: str, browser: Browser, path: Path, screenshots: Path
 ) -> None:
     with tool.opened(browser, path, SIZES[size], theme) as shown:
-        assert tool.overflowing(shown) == []
-        assert tool.faults(shown) == []
-        assert tool.kept(shown, f"tuned-{size}-{theme}", screenshots).stat().st_size > 5000
-        ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == ("rgb(13, 17, 23)" if theme == "dark" else "rgb(255, 255, 255)")
+        tool.check_shown(shown, theme, f"tuned-{size}-{theme}", screenshots)
 
 
 def test_cells_have_figures_where_there_is_room(browser: Browser, path: Path) -> None:
@@ -92,11 +88,4 @@ def test_a_point_leads_to_its_file(browser: Browser, path: Path) -> None:
 
 def test_the_page_prints_on_light_paper(browser: Browser, path: Path, screenshots: Path) -> None:
     with tool.opened(browser, path, A4, "dark") as shown:
-        shown.emulate_media(media="print", color_scheme="dark")
-        assert tool.overflowing(shown) == []
-        paper = shown.evaluate(
-            "getComputedStyle(document.documentElement).getPropertyValue('--page')"
-        )
-        assert paper.strip() == "#ffffff"
-        tool.kept(shown, "tuned-print", screenshots)
-        assert len(shown.pdf(format="A4")) > 10_000
+        tool.check_printed(shown, "tuned-print", screenshots)
