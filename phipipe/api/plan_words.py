@@ -15,7 +15,7 @@ from phipipe.execution.results import Forecast
 from phipipe.output import documents
 from phipipe.output import planned as output
 from phipipe.output.batch import Foreseen, ForeseenBuild, batch_error_of
-from phipipe.planning import sampled
+from phipipe.planning import sampled, usual
 from phipipe.steps import Step
 from phipipe.words import counted
 
@@ -50,7 +50,8 @@ def describe(one: Outlook, table: Table, workers: Workers | None = None) -> str:
         lines.append(f"  on the device about {planned.fit.words()}{room}")
     of = counted(len(one.forecast), "step")
     lines.append(f"  {one.cost.steps} of {of} will run{cost_words(one.cost)}")
-    lines += [f"  {line}" for line in (*sampled.lines(planned), *hint_lines([planned]))]
+    foreseen = (*usual.lines(planned), *sampled.lines(planned), *hint_lines([planned]))
+    lines += [f"  {line}" for line in foreseen]
     return "\n".join(lines)
 
 

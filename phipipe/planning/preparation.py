@@ -30,6 +30,7 @@ from phipipe.planning import (
     sampled,
     targets,
     tokenizers,
+    usual,
     vision_steps,
 )
 from phipipe.planning.plan import Plan
@@ -62,6 +63,8 @@ def prepare(
     with placed(build, "source", "path"):
         original = tokenizers.examined(read(recipe.source, build.folder))
     build = sampled.settled(build, original.checkpoint)
+    build = usual.settled(build, original.checkpoint, outlined)
+    target = targets.of(build)
     options = check.with_context(recipe, target.options, original.checkpoint)
     plan = _plan(build, target._replace(options=options), original)
     if not elsewhere:

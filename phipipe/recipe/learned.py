@@ -34,7 +34,8 @@ class Weights(Model):
     learn: Learning | None = Field(
         None,
         description="Round here, once for every runtime, in place of the runtime's own rounding, "
-        "which `none` brings back in a variant. "
+        "which `none` brings back. Usual is gptq for int4 models of up to 10⁹ parameters where the "
+        "recipe has neither `weights` nor `quantize`. "
         "round: to the nearest. search: scales and codes with the least error, weighted by how "
         "strongly the calibration text drives each input. gptq: matrix by matrix, each error made "
         "up for in the columns and layers that follow. signround: auto-round learns which way each "

@@ -244,7 +244,7 @@ class Recipe(Model):
         "or what the model can where that is less.",
     )
     weights: Weights = Field(
-        Weights(), description="Weights prepared once, the same for every runtime."
+        Weights(), description="Weights prepared once for every runtime; small int4 learns them."
     )
     quantize: dict[str, Json] = Field(
         {}, description="The backend's own options (`phipipe backends NAME`)."

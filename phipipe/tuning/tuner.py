@@ -15,7 +15,7 @@ from phipipe.errors import TargetError
 from phipipe.evaluate.answer_reports import Answers
 from phipipe.evaluate.reports import Metrics
 from phipipe.execution.results import Outcome
-from phipipe.planning import preparation, tuning
+from phipipe.planning import preparation, tuning, usual
 from phipipe.planning.plan import Plan
 from phipipe.planning.plans import ReadOnce
 from phipipe.planning.tuning import Group
@@ -62,10 +62,11 @@ class Tuner:
         builds: int,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._build, self._attempt, self._aim, self._left = build, attempt, aim, builds
+        self._attempt, self._aim, self._left = attempt, aim, builds
         self._builds, self._note = builds, note
         self._read = ReadOnce()
         self._plan = preparation.prepare(build, self._read)
+        self._build = build = usual.settled(build, self._plan.whole, preparation.outlined)
         self._job = preparation.job_of(build, self._plan.whole)
         self._scope = tuning.scope(build, self._job)
         self._limit = aim.limit_bytes(self._plan.whole.parameters)

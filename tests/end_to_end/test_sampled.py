@@ -17,6 +17,7 @@ name: far
 source: {builtin: tiny-phi3}
 device: cpu-x86_64
 backend: onnxruntime
+weights: none
 measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}
 evaluate:
   text: {builtin: stories}

@@ -19,6 +19,7 @@ source: {builtin: tiny-phi3}
 device: DEVICE
 backend: BACKEND
 precision: int4
+weights: none
 calibrate: {tokens: 4096}
 evaluate: {text: {builtin: stories}, tokens: 1024, window: 256}
 measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}

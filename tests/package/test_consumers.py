@@ -26,6 +26,7 @@ name: apps
 source: {builtin: tiny-phi3}
 device: cpu-x86_64
 precision: int4
+weights: none
 evaluate: {text: {builtin: stories}, tokens: 512, window: 128}
 measure: {prompt_tokens: 16, new_tokens: 8, repetitions: 1}
 matrix:

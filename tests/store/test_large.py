@@ -33,6 +33,7 @@ source: {builtin: tiny-phi3}
 device: DEVICE
 backend: BACKEND
 precision: int4
+weights: none
 evaluate: {text: {builtin: stories}, tokens: 1024, window: 256}
 measure: {prompt_tokens: 32, new_tokens: 4, repetitions: 1}
 """

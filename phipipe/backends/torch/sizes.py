@@ -19,12 +19,13 @@ def packed_bytes(
 ) -> int:
     """Estimate: integers with their scales, all else as the source has it; ``mapped`` are the
     matrices that the map names. A ``learned`` embedding is in floats that hold it exactly."""
-    if not mapped:
+    shapes = linears.shapes(checkpoint)
+    if not shapes:  # of a layout that is not known
         table = checkpoint.vocab_size * checkpoint.hidden_size
         return (bits + 1) * checkpoint.parameters // 8 + 4 * table
-    usual = Width(bits=bits, group_size=options.group_size)
+    usual = Width.model_validate({"bits": bits, "group_size": options.group_size})
     total = 8.0 * checkpoint.weight_bytes
-    for name, (rows, columns) in linears.shapes(checkpoint).items():
+    for name, (rows, columns) in shapes.items():
         width = mapped.get(name, usual if linears.layer_of(name) is not None else None)
         if width is not None:
             stored = weight_bits(name, width, columns, options, checkpoint, learned)

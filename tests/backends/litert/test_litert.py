@@ -350,7 +350,7 @@ measure: {repetitions: 2}
 matrix:
   - {name: bundle}
   - {name: bare, quantize: {format: tflite}}
-  - {name: small, precision: int4}
+  - {name: small, precision: int4, weights: none}
 """
 
 

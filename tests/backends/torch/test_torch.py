@@ -59,6 +59,10 @@ def checkpoint(**changes: Any) -> Any:
         "heads": 32,
         "kv_heads": 32,
         "head_size": 96,
+        "layers": 2,
+        "experts": 0,
+        "tied": False,
+        "weight_bytes": 20_000_000,
     }
     return Shape(**shape | changes)
 
