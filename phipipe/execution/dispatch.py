@@ -8,7 +8,8 @@ need it go on. A build that fails keeps nobody else's steps from running.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from phipipe.errors import PhipipeError, Skipped
 from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
 from phipipe.execution.deliveries import Deliveries
+from phipipe.execution.held import Cause
 from phipipe.execution.installs import Installs
 from phipipe.execution.keeping import Keeping
 from phipipe.execution.manner import BUILD_ONLY, Manner, default_jobs
@@ -25,6 +27,7 @@ from phipipe.execution.nodes import Node, graph
 from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workplace
 from phipipe.execution.room import Room
 from phipipe.execution.servers import threads_per_server
+from phipipe.execution.sweeps import Sweeps
 from phipipe.execution.todo import Todo
 from phipipe.execution.waits import Waits
 from phipipe.planning.plan import Plan
@@ -56,12 +59,13 @@ def attempt(
     if manner.out is not None:
         refusals.probe(manner.out)
     jobs = manner.jobs or default_jobs()
-    with store.session():
+    with store.session(), ExitStack() as stack:
         # the steps of one build are nearly a chain
         threads = threads_per_server(jobs if len(plans) > 1 else 1)
         bench = (manner.engine or Bench)(store, settings, listener.note, threads)
         keeping, manner = Keeping(store, settings.keep_all), replace(manner, jobs=jobs)
-        return _Run(plans, keeping, bench, listener, manner).outcomes()
+        scratch = lambda: stack.enter_context(store.scratch())  # noqa: E731
+        return _Run(plans, keeping, bench, listener, manner, scratch).outcomes()
 
 
 class _Run:
@@ -77,6 +81,7 @@ class _Run:
         bench: Workplace,
         listener: Listener,
         manner: Manner,
+        scratch: Callable[[], Path],
     ) -> None:
         self._plans, self._bench, self._listener, self._manner = plans, bench, listener, manner
         whole = graph(plans)
@@ -91,6 +96,7 @@ class _Run:
             is_here=bench.here,
             elsewhere=manner.engine is not None,
         )
+        self._sweeps = Sweeps(self._todo, self._room, scratch)
         self._start, self._waits = time.perf_counter(), Waits()
         self._queue: dict[str, Node] = {}
         self._running: dict[str, Node] = {}
@@ -119,6 +125,7 @@ class _Run:
                 self._install(tool)
         for measuring in (False, True):
             self._launch_some(measuring)
+        self._sweeps.seal()
         self._deliveries.start()
         in_use = {str(node.step.toolchain) for node in self._running.values()}
         self._bench.dismiss(keep={*self._todo.tools, *in_use})
@@ -171,15 +178,18 @@ class _Run:
         """Launch what waits, fits and is a measurement or not."""
         if not self._room.takes_more(self._running.values()):
             return
-        for node in [n for n in self._queue.values() if n.step.measurement == measuring]:
+        for node in self._sweeps.ordered(self._queue.values(), measuring):
             if not self._todo.is_due(node):  # an input was found damaged, or nobody wants it
                 node.waiting = None
                 del self._queue[node.identity]
-            elif not self._room.obstacle(node, [*self._running.values()], self._is_installing):
+            elif not (self._sweeps.holds(node) or self._obstacle(node)):
                 del self._queue[node.identity]
                 self._launch(node)
             if not self._room.takes_more(self._running.values()):
                 return
+
+    def _obstacle(self, node: Node) -> Cause | None:
+        return self._room.obstacle(node, [*self._running.values()], self._is_installing)
 
     @property
     def _is_installing(self) -> bool:
@@ -188,6 +198,7 @@ class _Run:
     def _launch(self, node: Node) -> None:
         waiting, inputs = node.waiting, self._todo.inputs(node)
         assert waiting is not None
+        waiting.seat = self._sweeps.seat(node)
         waiting.takes_over = self._keeping.gives(node, self._todo)
         node.running = True
         self._running[node.identity] = node
@@ -203,6 +214,7 @@ class _Run:
 
     def _made(self, node: Node, result: Result | PhipipeError) -> None:
         node.running, node.waiting = False, None
+        self._sweeps.ended(node)
         self._waits.ended(node, list(self._running.values()), self._is_installing)
         self._running.pop(node.identity, None)
         if isinstance(result, Damaged):

@@ -16,7 +16,8 @@ RUNTIME_BYTES = 2**29
 
 
 def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
-    """Peak of anonymous memory for the logits of ``tokens`` tokens in windows of ``window``."""
+    """Peak of anonymous memory for the logits of ``tokens`` tokens in windows of ``window``: two
+    layers are in it, one that computes and one that is read."""
     ends = checkpoint.vocab_size * checkpoint.hidden_size
     layer = (checkpoint.parameters - ends * (1 if checkpoint.tied else 2)) // checkpoint.layers
     states = min(tokens, max(TOGETHER, window)) * checkpoint.hidden_size
@@ -27,4 +28,4 @@ def memory_bytes(checkpoint: Checkpoint, tokens: int, window: int) -> int:
         whole = 4 * checkpoint.parameters  # of several dtypes, or quantized: nothing is mapped
     elif checkpoint.model_type == "phimoe":
         whole = checkpoint.weight_bytes  # experts are merged
-    return 4 * (layer + ends + states + scores) + whole + RUNTIME_BYTES
+    return 4 * (2 * layer + ends + states + scores) + whole + RUNTIME_BYTES
