@@ -8,8 +8,7 @@ need it go on. A build that fails keeps nobody else's steps from running.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from phipipe.errors import PhipipeError, Skipped
 from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
 from phipipe.execution.deliveries import Deliveries
-from phipipe.execution.held import Cause
 from phipipe.execution.installs import Installs
 from phipipe.execution.keeping import Keeping
 from phipipe.execution.manner import BUILD_ONLY, Manner, default_jobs
@@ -59,13 +57,12 @@ def attempt(
     if manner.out is not None:
         refusals.probe(manner.out)
     jobs = manner.jobs or default_jobs()
-    with store.session(), ExitStack() as stack:
+    with store.session():
         # the steps of one build are nearly a chain
         threads = threads_per_server(jobs if len(plans) > 1 else 1)
         bench = (manner.engine or Bench)(store, settings, listener.note, threads)
         keeping, manner = Keeping(store, settings.keep_all), replace(manner, jobs=jobs)
-        scratch = lambda: stack.enter_context(store.scratch())  # noqa: E731
-        return _Run(plans, keeping, bench, listener, manner, scratch).outcomes()
+        return _Run(plans, keeping, bench, listener, manner).outcomes()
 
 
 class _Run:
@@ -81,7 +78,6 @@ class _Run:
         bench: Workplace,
         listener: Listener,
         manner: Manner,
-        scratch: Callable[[], Path],
     ) -> None:
         self._plans, self._bench, self._listener, self._manner = plans, bench, listener, manner
         whole = graph(plans)
@@ -96,7 +92,7 @@ class _Run:
             is_here=bench.here,
             elsewhere=manner.engine is not None,
         )
-        self._sweeps = Sweeps(self._todo, self._room, scratch)
+        self._sweeps = Sweeps(self._todo, self._room, keeping.store)
         self._start, self._waits = time.perf_counter(), Waits()
         self._queue: dict[str, Node] = {}
         self._running: dict[str, Node] = {}
@@ -182,14 +178,15 @@ class _Run:
             if not self._todo.is_due(node):  # an input was found damaged, or nobody wants it
                 node.waiting = None
                 del self._queue[node.identity]
-            elif not (self._sweeps.holds(node) or self._obstacle(node)):
+            elif not self._is_held(node):
                 del self._queue[node.identity]
                 self._launch(node)
             if not self._room.takes_more(self._running.values()):
                 return
 
-    def _obstacle(self, node: Node) -> Cause | None:
-        return self._room.obstacle(node, [*self._running.values()], self._is_installing)
+    def _is_held(self, node: Node) -> bool:
+        obstacle = self._room.obstacle(node, [*self._running.values()], self._is_installing)
+        return obstacle is not None or self._sweeps.holds(node)
 
     @property
     def _is_installing(self) -> bool:
@@ -202,7 +199,7 @@ class _Run:
         waiting.takes_over = self._keeping.gives(node, self._todo)
         node.running = True
         self._running[node.identity] = node
-        held = self._waits.held(node, self._todo.needed(node), self._room.obstacle)
+        held = self._waits.held(node, self._sweeps.awaited(node), self._room.obstacle)
         self._listener.started(node.label, waiting.why, held)
         tell = self._aside.relayed(partial(self._listener.progress, node.label))
 

@@ -6,28 +6,30 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
 
 from phipipe.execution.nodes import Node
 from phipipe.execution.room import Room
 from phipipe.execution.todo import Todo
 from phipipe.processes import company
 from phipipe.processes.company import Seat
+from phipipe.store.store import Store
 
 
 class Sweeps:
-    """Used from the run's own thread alone. ``scratch`` makes a folder that goes after the run."""
+    """Of the steps in ``todo``; ``store`` has place for what they agree on. Used from the run's own
+    thread alone."""
 
-    def __init__(self, todo: Todo, room: Room, scratch: Callable[[], Path]) -> None:
-        self._todo, self._room, self._scratch = todo, room, scratch
+    def __init__(self, todo: Todo, room: Room, store: Store) -> None:
+        self._todo, self._room, self._store = todo, room, store
         self._alike: defaultdict[str, list[Node]] = defaultdict(list)  # by the checkpoint
         for node in todo.nodes.values():
             if (checkpoint := _checkpoint(node)) and room.is_here(node.step):
                 self._alike[checkpoint].append(node)
-        self._open: dict[str, _Gathering] = {}
+        self._waited: defaultdict[str, dict[str, Node]] = defaultdict(dict)
+        self._open: dict[str, _Gathering] = {}  # by the checkpoint
         self._seats: dict[str, tuple[_Gathering, Seat]] = {}
 
     def ordered(self, nodes: Iterable[Node], measuring: bool) -> list[Node]:
@@ -41,28 +43,30 @@ class Sweeps:
 
     def holds(self, node: Node) -> bool:
         """Whether ``node`` should wait for others that will soon be ready to go with it."""
-        return (
-            self._room.jobs > 1
-            and self._room.is_here(node.step)
-            and any(
-                other.waiting is None and not other.running and self._is_coming(other, node)
-                for other in self._others(node)
-            )
-        )
+        coming = [
+            other
+            for other in self._others(node)
+            if other.waiting is None and not other.running and self._is_coming(other, node)
+        ]
+        self._waited[node.identity] |= {other.identity: other for other in coming}
+        return bool(coming)
+
+    def awaited(self, node: Node) -> list[Node]:
+        """All that ``node``, which starts, needed, or waited for so that others can go with it."""
+        both = [node, *self._waited.pop(node.identity, {}).values()]
+        found = {need.identity: need for one in both for need in self._todo.needed(one)}
+        return [need for need in found.values() if need.result]
 
     def seat(self, node: Node) -> Seat | None:
         """The place of ``node``, which starts, among those that start now; None: it goes alone."""
-        checkpoint = _checkpoint(node)
-        if checkpoint is None or not self._room.is_here(node.step):
-            return None
-        gathering = self._open.get(checkpoint)
-        if gathering is None:
+        checkpoint = _checkpoint(node) or ""
+        if checkpoint not in self._open:
             if not any(one.waiting and not one.running for one in self._others(node)):
                 return None
-            gathering = self._open[checkpoint] = _Gathering(self._scratch())
-        seat = gathering.seat()
-        self._seats[node.identity] = gathering, seat
-        return seat
+            self._open[checkpoint] = _Gathering(self._store)
+        gathering = self._open[checkpoint]
+        self._seats[node.identity] = gathering, gathering.seat()
+        return self._seats[node.identity][1]
 
     def seal(self) -> None:
         """All that start now have done so."""
@@ -73,20 +77,17 @@ class Sweeps:
     def ended(self, node: Node) -> None:
         """``node`` has ended in whatever way."""
         if found := self._seats.pop(node.identity, None):
-            gathering, seat = found
-            seat.leave()
-            gathering.going.discard(seat.number)
-            if not gathering.going:
-                gathering.close()
+            found[0].leave(found[1])
 
     def _others(self, node: Node) -> list[Node]:
-        """Steps that go through the same layers and are still to do."""
+        """Steps that go through the same layers on this machine and are still to do."""
         alike = self._alike.get(_checkpoint(node) or "", ())
-        return [one for one in alike if one is not node and self._todo.lacks(one)]
+        others = [one for one in alike if one is not node and self._todo.lacks(one)]
+        return others if self._room.jobs > 1 and self._room.is_here(node.step) else []
 
     def _is_coming(self, other: Node, node: Node) -> bool:
-        """Whether ``other`` fits beside ``node``, and all that it waits for can end before."""
-        both = other.step.memory_bytes + node.step.memory_bytes
+        """Whether ``other`` fits beside ``node``, and all that it waits for can end before, and all
+        that is held for."""
         seen, unseen = set[str](), [other]
         while unseen:
             for need in self._todo.needed(unseen.pop()):
@@ -94,39 +95,36 @@ class Sweeps:
                     if _checkpoint(need) == _checkpoint(node) or need.step.measurement:
                         return False
                     seen.add(need.identity)
-                    unseen.append(need)
-        return both <= self._room.memory_bytes
+                    unseen += [need, *self._others(need)]
+        return other.step.memory_bytes + node.step.memory_bytes <= self._room.memory_bytes
 
 
-@dataclass
 class _Gathering:
-    """Steps that start together; ``going``: the numbers of those that have not ended."""
+    """Steps that start together, the ``folder`` in which they agree, and the memory that they
+    share: none of a file where the system has such, or it may be written to the disk."""
 
-    folder: Path
-    seats: int = 0
-    going: set[int] = field(default_factory=set)
-    _memory: BinaryIO | None = None
+    def __init__(self, store: Store) -> None:
+        self.seats, self._going, self._stack = 0, set[int](), ExitStack()
+        self.folder = self._stack.enter_context(store.scratch())
+        if sys.platform == "linux":
+            memory = self._stack.enter_context(os.fdopen(os.memfd_create("phipipe-layers"), "wb"))
+            self._room = Path(f"/proc/{os.getpid()}/fd/{memory.fileno()}")
+        else:
+            self._room = self.folder / "room"
+            self._room.touch()
 
     def seat(self) -> Seat:
-        if not self.seats:
-            self._open_room()
-        self.seats += 1
-        self.going.add(self.seats - 1)
-        return Seat(folder=str(self.folder), number=self.seats - 1, room=self._room)
+        """One more."""
+        number, self.seats = self.seats, self.seats + 1
+        self._going.add(number)
+        return Seat(folder=str(self.folder), number=number, room=str(self._room))
 
-    def _open_room(self) -> None:
-        """Memory that processes share by a name. Where a system has none that ends with us, a
-        file."""
-        if sys.platform == "linux":
-            self._memory = os.fdopen(os.memfd_create("phipipe-layers"), "wb")
-            self._room = f"/proc/{os.getpid()}/fd/{self._memory.fileno()}"
-        else:
-            self._room = str(self.folder / "room")
-            Path(self._room).touch()
-
-    def close(self) -> None:
-        if self._memory is not None:
-            self._memory.close()
+    def leave(self, seat: Seat) -> None:
+        """The step in ``seat`` has ended; with the last one, all of it goes."""
+        seat.leave()
+        self._going.discard(seat.number)
+        if not self._going:
+            self._stack.close()
 
 
 def _checkpoint(node: Node) -> str | None:

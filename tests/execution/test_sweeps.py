@@ -48,7 +48,7 @@ class Starts:
         self._todo = Todo(graph([plan("one", *steps)]))
         self.nodes = {node.step.name: node for node in self._todo.nodes.values()}
         here = Room(jobs=jobs, memory_bytes=100, is_here=lambda step: True, elsewhere=False)
-        self.sweeps = Sweeps(self._todo, here, lambda: folder)
+        self.sweeps = Sweeps(self._todo, here, Store(folder))
 
     def done(self, *names: str) -> Starts:
         for name in names:
@@ -83,9 +83,33 @@ def test_those_of_one_checkpoint_start_one_after_another_and_have_seats(tmp_path
     seats = starts.seats()
     assert list(seats) == ["a", "b", "x", "z"]
     assert [seat and seat.number for seat in seats.values()] == [0, 1, None, None]
-    assert (tmp_path / "2.expected").exists()
+    assert seats["a"]
+    assert seats["b"]
+    folder, room = Path(seats["a"].folder), Path(seats["b"].room)
+    assert (folder / "2.expected").exists()
     starts.sweeps.ended(starts.nodes["b"])
-    assert [path.name for path in tmp_path.glob("*.left")] == ["1.left"]
+    assert [path.name for path in folder.glob("*.left")] == ["1.left"]
+    assert room.exists()
+    starts.sweeps.ended(starts.nodes["a"])
+    assert not folder.exists()
+    assert not room.exists()
+
+
+def test_who_was_held_tells_what_it_waited_for(tmp_path: Path) -> None:
+    steps = [step("source"), step("text"), sweeping("a", "source"), sweeping("b", "source", "text")]
+    starts = Starts(tmp_path, *steps).done("source").queued("a", "text")
+    assert starts.held() == ["a"]
+    starts.done("text")
+    needs = starts.sweeps.awaited(starts.nodes["a"])
+    assert [need.step.name for need in needs] == ["source", "text"]
+
+
+def test_two_are_not_held_for_each_other(tmp_path: Path) -> None:
+    """Each could wait for what comes after the other, by way of another checkpoint's layers."""
+    steps = [step("source"), step("cut"), step("t"), sweeping("a", "source")]
+    steps += [sweeping("d", "cut", "a"), sweeping("c", "cut"), sweeping("b", "source", "c")]
+    starts = Starts(tmp_path, *steps).done("source", "cut").queued("a", "c")
+    assert starts.held() == []
 
 
 def test_one_that_is_ready_waits_for_those_that_soon_are(tmp_path: Path) -> None:
