@@ -88,14 +88,18 @@ class Sweeps:
     def _is_coming(self, other: Node, node: Node) -> bool:
         """Whether ``other`` fits beside ``node``, and all that it waits for can end before, and all
         that is held for."""
-        seen, unseen = set[str](), [other]
+        behind = {other.identity: other}
+        unseen = [other]
         while unseen:
-            for need in self._todo.needed(unseen.pop()):
-                if need.result is None and need.identity not in seen:
-                    if _checkpoint(need) == _checkpoint(node) or need.step.measurement:
-                        return False
-                    seen.add(need.identity)
-                    unseen += [need, *self._others(need)]
+            one = unseen.pop()
+            wanted = [need for need in self._todo.needed(one) if need.result is None]
+            found = [need for need in wanted if need.identity not in behind]
+            found += [held for need in found for held in self._others(need)]
+            behind |= {need.identity: need for need in found}
+            unseen += found
+        del behind[other.identity]
+        if any(_checkpoint(o) == _checkpoint(node) or o.step.measurement for o in behind.values()):
+            return False
         return other.step.memory_bytes + node.step.memory_bytes <= self._room.memory_bytes
 
 

@@ -13,7 +13,7 @@ from phipipe import progress
 from phipipe.backends.llamacpp import IMATRIX
 from phipipe.errors import StepFailed
 from phipipe.models import linears
-from phipipe.models.layerwise import Hook, Layerwise, hooked
+from phipipe.models.layerwise import Hook, Layerwise, Pass, hooked
 from phipipe.models.layerwise_memory import TOGETHER
 from phipipe.steps import Inputs, Params
 
@@ -60,19 +60,27 @@ def _squares(model: Layerwise, windows: Sequence[Sequence[int]]) -> dict[str, to
         with torch.inference_mode():
             passes = model.enter(windows[start : start + group])
             for i in range(count):
-                weights = model.weights(i)
-                named = {
-                    f"model.layers.{i}.{key.removesuffix('.weight')}": module
-                    for key, module in model.linears(i).items()
-                }
-                with hooked(named, adder):
-                    for one in passes:
-                        one.hidden = model.through(i, weights, one)
+                _through(model, i, passes, adder)
                 done = start * count + (i + 1) * len(passes)
                 progress.report(done, len(windows) * count, "layers of windows")
-            for one in passes:
-                add(linears.HEAD, model.head_inputs(one))
+            inputs = [model.head_inputs(one) for one in passes]
+        for given in inputs:
+            add(linears.HEAD, given)
     return sums
+
+
+def _through(
+    model: Layerwise, i: int, passes: Sequence[Pass], adder: Callable[[str], Hook]
+) -> None:
+    """Take ``passes`` through layer ``i``; ``adder`` hears what its linears are given."""
+    weights = model.weights(i)
+    named = {
+        f"model.layers.{i}.{key.removesuffix('.weight')}": module
+        for key, module in model.linears(i).items()
+    }
+    with hooked(named, adder):
+        for one in passes:
+            one.hidden = model.through(i, weights, one)
 
 
 def _names(model_type: str, layers: int) -> Callable[[str], str]:
