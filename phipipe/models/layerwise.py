@@ -93,7 +93,7 @@ class Layerwise:
         ).eval()
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)
-        self._widened = Widened(self._layers, rounded, None if rounded else company.at(folder))
+        self._widened = Widened(self._layers, rounded, company.at(folder))
         self.ends = frozenset(tokenizer_files.end_ids(self._model.generation_config.eos_token_id))
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):

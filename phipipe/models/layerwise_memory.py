@@ -10,8 +10,8 @@ TOGETHER = 2**16
 ANSWERED_TOGETHER = 2**12
 
 
-# An interpreter with torch and transformers. With it, `memory_bytes` was 11 % above the largest
-# RssAnon of 20 samples a second (Linux, 2 windows of 512 tokens, shape of Phi-3.5-mini: 1.43 GB).
+# An interpreter with torch and transformers. With it, `memory_bytes` was 9 % above the largest
+# RssAnon of 20 samples a second (Linux, 2 windows of 512 tokens, shape of Phi-3.5-mini: 1.88 GB).
 RUNTIME_BYTES = 2**29
 
 

@@ -35,8 +35,11 @@ class Widened:
     ) -> None:
         self._layers, self._rounded = layers, rounded
         self._widens = all(tensor.dtype != torch.float32 for tensor in layers[0].parameters())
-        # What needs no widening is shared by the system, which keeps its files in memory.
-        self._waiting = company if company and self._widens and not rounded else None
+        self._waiting = company
+        if company and (rounded or not self._widens):
+            # What needs no widening is shared by the system, which keeps its files in memory.
+            company.leave()
+            self._waiting = None
         self._company: Company | None = None
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[bool]] | None = None

@@ -82,7 +82,7 @@ class Company:
 
     def is_reader(self) -> bool:
         """Whether this one reads for all: it has the lowest number of those that are there."""
-        return not self._gone and min(self._members()) == self._seat.number
+        return not self._gone and min(self._members(), default=-1) == self._seat.number
 
     def await_layer(self, i: int) -> bool:
         """Wait for layer ``i``; False: this one has to read it."""

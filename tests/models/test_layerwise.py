@@ -80,9 +80,6 @@ def test_a_weight_that_is_no_number_is_the_originals_fault(facts: dict[str, Any]
         )
 
 
-NEXT = 4 * 113_255_424  # bytes of a layer of Phi-3.5-mini in fp32
-
-
 def phi(**changes: Any) -> Any:
     """The shape of Phi-3.5-mini in 16 bits."""
     parameters = 3_821_079_552
@@ -98,8 +95,8 @@ def phi(**changes: Any) -> Any:
 
 
 def test_memory_is_that_of_a_layer_and_the_head() -> None:
-    """Pinned to a peak that was measured once, before the next layer was read meanwhile."""
-    assert layerwise_memory.memory_bytes(phi(), 1024, 512) == pytest.approx(1.43e9 + NEXT, rel=0.2)
+    """Pinned to a peak that was measured once; nothing measures it again."""
+    assert layerwise_memory.memory_bytes(phi(), 1024, 512) == pytest.approx(1.88e9, rel=0.2)
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
