@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ STEPS = {"sum": "sweep_steps:total"}
 
 
 def total(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> None:
-    """The sum of each layer's weights; ``late``: the others have begun before; ``fails_at`` that
-    layer; ``backwards``: once more from the last."""
+    """The sum of each layer's weights. It ``fails_at`` a layer, its process ``dies_at`` one, it
+    ``writes`` into what it got, or goes ``backwards`` afterwards."""
     import torch
 
     from phipipe.errors import StepFailed
@@ -22,6 +23,8 @@ def total(inputs: Mapping[str, Path], out: Path, params: Mapping[str, Any]) -> N
     for i in [*order, *reversed(order)] if params.get("backwards") else order:
         if i == params.get("fails_at"):
             raise StepFailed("it cannot")
+        if i == params.get("dies_at"):
+            os._exit(1)
         with torch.inference_mode():
             weights = model.weights(i, written=params.get("writes", False))
             sums.append(sum(float(tensor.double().sum()) for tensor in weights.values()))
