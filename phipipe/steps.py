@@ -117,6 +117,9 @@ class Step:
     host: Mapping[str, Json] | None = None
     # "machine KIND", "device NAME": all that whoever does it must be; not in the key
     machine: tuple[str, ...] = ()
+    # name of its input, a checkpoint, through whose layers it goes once from the first to the last
+    # before it does so again; what is read of them is shared with others that start beside it
+    layers: str | None = None
     unquantized: Dtype | None = None
     # evaluated in place of the artifact, which this machine cannot load: same graph, same bits
     twin: bool = False

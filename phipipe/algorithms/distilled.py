@@ -44,13 +44,13 @@ def reads(steps: Sequence[Step], learning: Step) -> list[Step]:
 
 
 def _memory_bytes(scales: int, checkpoint: Checkpoint, calibrate: Calibrate) -> int:
-    """Estimate: a layer in fp32 with its gradients, twice; what reaches each layer of the tokens of
-    a move; what reaches the original's head of all tokens; head and embedding, the original's and
-    rounded; a window's scores; and of each scale its state, in fp32."""
+    """Estimate: a layer in fp32 with its gradients, twice, and the next; what reaches each layer of
+    the tokens of a move; what reaches the original's head of all tokens; head and embedding, the
+    original's and rounded; a window's scores; and of each scale its state, in fp32."""
     inner, hidden = checkpoint.intermediate_size, checkpoint.hidden_size
     layer = 3 * inner * hidden + 4 * hidden * hidden
     together = max(TOGETHER, calibrate.window)
     states = together * (checkpoint.layers + 4) + 2 * (calibrate.tokens + together)
     tables = 4 * checkpoint.vocab_size * hidden
     scores = 5 * calibrate.window * checkpoint.vocab_size
-    return 2**30 + 4 * (4 * layer + states * hidden + tables + scores + 6 * scales)
+    return 2**30 + 4 * (5 * layer + states * hidden + tables + scores + 6 * scales)

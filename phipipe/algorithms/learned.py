@@ -65,6 +65,7 @@ def step(
         version=2,
         needs=needs,
         params=params,
+        layers=None if learn == "signround" else "source",  # which takes long before it begins
         toolchain="torch",
         resumes=True,
         output_bytes=int(bits / 8),
@@ -73,10 +74,11 @@ def step(
 
 
 def _memory_bytes(learn: str, checkpoint: Checkpoint, tokens: int) -> int:
-    """Estimate: a layer in fp32, the activations of all tokens in it, with "gptq" those of the
-    original beside them and four squares of the longest inputs, and the head. (Phi-3.5-mini's
-    shape, 12,288 tokens: 3.98 GiB of anonymous memory measured.) With "signround" the whole model
-    in fp32, and a layer's activations for a batch."""
+    """Estimate: a layer in fp32, what is rounded of it, and the next layer; the activations of all
+    tokens in a layer, with "gptq" those of the original beside them and four squares of the longest
+    inputs; and the head. (Phi-3.5-mini's shape, 12,288 tokens, without the next layer: 3.98 GiB of
+    anonymous memory measured.) With "signround" the whole model in fp32, and a layer's activations
+    for a batch."""
     inner, hidden = checkpoint.intermediate_size, checkpoint.hidden_size
     layer = 4 * (3 * inner * hidden + 4 * hidden * hidden)
     states = 4 * tokens * (3 * inner + 3 * hidden)
@@ -84,4 +86,4 @@ def _memory_bytes(learn: str, checkpoint: Checkpoint, tokens: int) -> int:
         states += 4 * tokens * 5 * hidden + 4 * 4 * max(inner, hidden) ** 2
     table = 4 * checkpoint.vocab_size * hidden
     whole = 4 * checkpoint.parameters + 2**30 if learn == "signround" else 0
-    return RUNTIME_BYTES + layer + max(states, 2 * table) + whole
+    return RUNTIME_BYTES + 3 * layer + max(states, 2 * table) + whole

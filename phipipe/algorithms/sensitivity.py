@@ -24,6 +24,7 @@ def sensitivity_step(checkpoint: Checkpoint, window: int) -> Step:
         version=1,
         needs={"source": "source", "calibration": "calibration"},
         params={"tokens": TOKENS},
+        layers="source",
         toolchain="torch",
         output_bytes=4 * checkpoint.layers * 8 * checkpoint.intermediate_size,
         memory_bytes=_memory_bytes(checkpoint, window),
@@ -49,10 +50,10 @@ def errors_step(toolchain: str, backend: str, params: Mapping[str, Json], choice
 
 
 def _memory_bytes(checkpoint: Checkpoint, window: int) -> int:
-    """Estimate: a layer in fp32 with its gradients, what reached each layer, the head with its
-    gradient, and a window's scores."""
+    """Estimate: a layer in fp32 with its gradients, and the next; what reached each layer, the head
+    with its gradient, and a window's scores."""
     inner, hidden = checkpoint.intermediate_size, checkpoint.hidden_size
     layer = 3 * inner * hidden + 4 * hidden * hidden
     states = TOKENS * hidden * (checkpoint.layers + 4)
     head = 2 * checkpoint.vocab_size * hidden
-    return 2**30 + 4 * (2 * layer + states + head + 4 * window * checkpoint.vocab_size)
+    return 2**30 + 4 * (3 * layer + states + head + 4 * window * checkpoint.vocab_size)

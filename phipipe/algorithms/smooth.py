@@ -49,6 +49,7 @@ def step(checkpoint: Checkpoint, recipe: Recipe, *, by_rows: bool) -> Step:
         version=1,
         needs={"source": "source", "calibration": "calibration"},
         params={"group": 0 if by_rows else GROUP, "widen": _widens(checkpoint)},
+        layers="source",
         toolchain=TOOLCHAIN,
         output_bytes=of(checkpoint).weight_bytes,
         memory_bytes=layerwise_memory.memory_bytes(checkpoint, tokens, recipe.calibrate.window)

@@ -53,7 +53,7 @@ def _cells(step: Timed) -> dict[str, str]:
         "start s": words.lasted(step.start_seconds),
         "wall s": words.UNKNOWN if step.state == "cached" else words.lasted(step.seconds),
         "CPU s": words.lasted(step.cpu_seconds),
-        "read": words.size(step.read_bytes),
+        "read": words.read(step),
         "written": words.size(step.written_bytes),
         "peak": words.size(step.peak_anon_bytes),
         "tokens": words.tokens(step),

@@ -136,6 +136,8 @@ class Bench:
                 inputs=paths,
                 params=waiting.record["params"],
                 expected=self._expected(step, inputs),
+                layers=step.layers,
+                seat=waiting.seat,
             )
             with borrowing.watched(inputs, self._store), files.sharing(waiting.takes_over):
                 usage = self._run(waiting, request, scratch, on_progress)

@@ -25,6 +25,7 @@ from phipipe.execution.nodes import Node, graph
 from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workplace
 from phipipe.execution.room import Room
 from phipipe.execution.servers import threads_per_server
+from phipipe.execution.sweeps import Sweeps
 from phipipe.execution.todo import Todo
 from phipipe.execution.waits import Waits
 from phipipe.planning.plan import Plan
@@ -91,6 +92,7 @@ class _Run:
             is_here=bench.here,
             elsewhere=manner.engine is not None,
         )
+        self._sweeps = Sweeps(self._todo, self._room, keeping.store)
         self._start, self._waits = time.perf_counter(), Waits()
         self._queue: dict[str, Node] = {}
         self._running: dict[str, Node] = {}
@@ -119,6 +121,7 @@ class _Run:
                 self._install(tool)
         for measuring in (False, True):
             self._launch_some(measuring)
+        self._sweeps.seal()
         self._deliveries.start()
         in_use = {str(node.step.toolchain) for node in self._running.values()}
         self._bench.dismiss(keep={*self._todo.tools, *in_use})
@@ -171,15 +174,19 @@ class _Run:
         """Launch what waits, fits and is a measurement or not."""
         if not self._room.takes_more(self._running.values()):
             return
-        for node in [n for n in self._queue.values() if n.step.measurement == measuring]:
+        for node in self._sweeps.ordered(self._queue.values(), measuring):
             if not self._todo.is_due(node):  # an input was found damaged, or nobody wants it
                 node.waiting = None
                 del self._queue[node.identity]
-            elif not self._room.obstacle(node, [*self._running.values()], self._is_installing):
+            elif not self._is_held(node):
                 del self._queue[node.identity]
                 self._launch(node)
             if not self._room.takes_more(self._running.values()):
                 return
+
+    def _is_held(self, node: Node) -> bool:
+        obstacle = self._room.obstacle(node, [*self._running.values()], self._is_installing)
+        return obstacle is not None or self._sweeps.holds(node)
 
     @property
     def _is_installing(self) -> bool:
@@ -188,10 +195,11 @@ class _Run:
     def _launch(self, node: Node) -> None:
         waiting, inputs = node.waiting, self._todo.inputs(node)
         assert waiting is not None
+        waiting.seat = self._sweeps.seat(node)
         waiting.takes_over = self._keeping.gives(node, self._todo)
         node.running = True
         self._running[node.identity] = node
-        held = self._waits.held(node, self._todo.needed(node), self._room.obstacle)
+        held = self._waits.held(node, self._sweeps.awaited(node), self._room.obstacle)
         self._listener.started(node.label, waiting.why, held)
         tell = self._aside.relayed(partial(self._listener.progress, node.label))
 
@@ -203,6 +211,7 @@ class _Run:
 
     def _made(self, node: Node, result: Result | PhipipeError) -> None:
         node.running, node.waiting = False, None
+        self._sweeps.ended(node)
         self._waits.ended(node, list(self._running.values()), self._is_installing)
         self._running.pop(node.identity, None)
         if isinstance(result, Damaged):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.execution.watch import UNKNOWN, Expected
+from phipipe.processes.company import Seat
 from phipipe.settings import Settings
 from phipipe.steps import Json
 
@@ -21,6 +22,8 @@ class Request:
     inputs: Mapping[str, Path]
     params: Mapping[str, Json]
     expected: Expected = UNKNOWN
+    layers: str | None = None  # the input through whose layers it goes with others, in this
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ def write(request: Request, folder: Path, settings: Settings) -> None:
         "runs": request.runs,
         "inputs": {name: str(path.absolute()) for name, path in request.inputs.items()},
         "params": dict(request.params),
+        "layers": request.layers,
+        "seat": request.seat and request.seat.as_json(),
         "path": [str(root) for root in settings.server_path],
     }
     (folder / "request.json").write_text(json.dumps(content), "utf-8")

@@ -13,6 +13,7 @@ from phipipe.evaluate.reports import Metrics, R
 from phipipe.evaluate.run_reports import AsRun
 from phipipe.execution.held import NOT_HELD, Held
 from phipipe.planning.plan import Plan
+from phipipe.processes.company import Seat
 from phipipe.progress import OnProgress
 from phipipe.steps import Json, Step
 from phipipe.store.records import Stored
@@ -97,6 +98,7 @@ class Waiting:
     key: str
     record: dict[str, Json]
     why: str
+    seat: Seat | None = None  # among steps that share the layers of a checkpoint
     takes_over: bool = False  # set where nobody else reads the input that its step may take over
 
 

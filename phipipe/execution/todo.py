@@ -44,6 +44,10 @@ class Todo:
         """Whether ``node`` is needed, has no result, and can have one."""
         return node.identity in self._open and self.has_inputs(node)
 
+    def lacks(self, node: Node) -> bool:
+        """Whether ``node`` is needed and has no result."""
+        return node.identity in self._open
+
     def take_fresh(self) -> Iterator[Node]:
         """Steps whose inputs have just come. Those that come meanwhile follow."""
         while self._fresh:

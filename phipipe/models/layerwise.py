@@ -2,9 +2,9 @@
 before the next.
 
 transformers maps a checkpoint's weights as they are stored, and so they stay in its files; each
-layer is widened into the same memory when its turn comes. The arithmetic, operation by operation,
-is that of the whole model in fp32. (Where transformers merges what the files hold apart, as
-experts, the merged weights lie in memory in 16 bits.)
+layer is widened shortly before its turn comes (``widened``). The arithmetic, operation by
+operation, is that of the whole model in fp32. (Where transformers merges what the files hold apart,
+as experts, the merged weights lie in memory in 16 bits.)
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from transformers import AutoModelForCausalLM
 from phipipe.errors import SourceError
 from phipipe.models import tensors, tokenizer_files, transformers_files
 from phipipe.models.layerwise_memory import TOGETHER
+from phipipe.models.widened import Widened
+from phipipe.processes import company
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
@@ -91,7 +93,7 @@ class Layerwise:
         ).eval()
         self._base: Any = self._model.base_model
         self._layers = list(self._base.layers)
-        self._room: dict[Any, Any] = {}
+        self._widened = Widened(self._layers, rounded, company.at(folder))
         self.ends = frozenset(tokenizer_files.end_ids(self._model.generation_config.eos_token_id))
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
@@ -160,12 +162,13 @@ class Layerwise:
 
     def weights(self, i: int, *, written: bool = False) -> dict[str, torch.Tensor]:
         """The weights of layer ``i`` in fp32, by their names in it, in memory that the next call
-        takes again. Where they will be ``written`` to, none is the files' own.
+        takes again. Where they will be ``written`` to, none is the files' own. Meanwhile the next
+        layer is read.
 
         Raises:
             SourceError: one is no number.
         """
-        weights = self._widened(self._layers[i], written)
+        weights = self._widened.weights(i, written)
         if i in self._unseen:
             self._unseen.discard(i)
             for name, tensor in weights.items():
@@ -262,18 +265,6 @@ class Layerwise:
             output = layer(one.hidden, *args, **settings)
             one.hidden = output[0] if isinstance(output, tuple) else output
         one.hidden = one.hidden.float()
-
-    def _widened(self, layer: torch.nn.Module, written: bool) -> dict[str, torch.Tensor]:
-        """The layer's weights in fp32, in the memory that the layer before it had."""
-        wide = {}
-        for name, tensor in layer.named_parameters():
-            if tensor.dtype == torch.float32 and not written:
-                wide[name] = self._stored(tensor)
-            else:
-                room = self._room.setdefault((name, tensor.shape), torch.empty(0))
-                stored = tensor.to(self._rounded) if self._rounded else tensor
-                wide[name] = room.resize_(tensor.shape).copy_(stored)
-        return wide
 
     @contextlib.contextmanager
     def _without_layers(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:

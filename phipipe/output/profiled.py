@@ -30,6 +30,9 @@ class Timed:
     its own process; the rest is phipipe's: it checks what the step reads and stores what it made.
     ``cpu_seconds`` are of the step's process and its children, bytes went from and to disks. A
     result is waited for from when all others are there. ``critical``: on the critical path.
+    Of steps that go through a model's layers side by side, ``layers_read`` are those that it read
+    for all, in its own bytes and CPU seconds, and ``layers_given`` those that another one read; the
+    memory in which they lie counts in the peak of each.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Timed:
     peak_rss_bytes: int | None
     scored_tokens: int | None
     generated_tokens: int | None
+    layers_read: int | None
+    layers_given: int | None
     waits: list[Wait] | None
     critical: bool | None
 

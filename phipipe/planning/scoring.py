@@ -42,6 +42,7 @@ def fidelity_steps(recipe: Recipe, source: Step, text: Step, memory_bytes: int =
         version=3,
         needs={"source": "source", "text": "text"},
         params=sampled.baseline(recipe),
+        layers="source",
         toolchain="torch",
         memory_bytes=memory_bytes,
     )

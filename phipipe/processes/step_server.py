@@ -2,7 +2,8 @@
 
 started as  ``PYTHON -P -c <bootstrap>`` (``children.python_command``); only phipipe's own folder is
 added reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
-            {"runs": "room/verb", "inputs": {name: path}, "params": {...}, "path": [import roots]}
+            {"runs": "room/verb", "inputs": {name: path}, "params": {...}, "path": [import roots],
+            "layers": name of an input, "seat": {...} as company.Seat, or both null}
 writes      FOLDER/out/            the step's files
             FOLDER/log.txt         all that the step prints, native code included
             FOLDER/progress.json   now and then
@@ -36,7 +37,7 @@ from typing import TextIO
 
 from phipipe import hardware, progress, steps
 from phipipe.errors import PhipipeError, encoded
-from phipipe.processes import bars, spending
+from phipipe.processes import bars, company, spending
 from phipipe.processes.children import kill_tree, tree
 from phipipe.processes.prohibitions import prohibit
 from phipipe.steps import Json
@@ -106,8 +107,9 @@ def _serve(folder: Path, before: spending.Spent) -> spending.Spent:
         _flush()
         traceback.print_exc()
         traceback.clear_frames(error.__traceback__)  # they may hold a model
+    shared = company.rise()
     spent = spending.of_process()
-    took = spent.since(before).usage() | progress.take_tokens()
+    took = spent.since(before).usage() | progress.take_tokens() | shared
     response |= {"seconds": time.perf_counter() - start, "spent": took, **_memory()}
     _flush()
     _print_to(Path(os.devnull))  # Windows cannot move or remove a log that is open
@@ -129,6 +131,8 @@ def _listen_to_progress(path: Path, runs: str) -> None:
 def _call(request: dict[str, Json], out: Path) -> None:
     sys.path += [root for root in request["path"] if root not in sys.path]
     out.mkdir(exist_ok=True)  # of a step that resumes
+    layers = request.get("layers")
+    company.sit(request["inputs"][layers] if layers else None, request.get("seat"))
     step = steps.resolve(request["runs"])
     step({name: Path(path) for name, path in request["inputs"].items()}, out, request["params"])
 

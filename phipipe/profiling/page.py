@@ -56,7 +56,9 @@ _TERMS = {
     "disk": (
         "Read and written",
         "Bytes that the system moved from and to disks for the step. What the system’s own cache "
-        "still held was not read.",
+        "still held was not read. “For several” and “+ 32 layers”: steps that went through a "
+        "model’s layers side by side; the first read them, the second got them. Their memory "
+        "counts in the peak of each.",
     ),
     "peak": (
         "Peak",
@@ -80,7 +82,7 @@ def _row(step: Timed) -> dict[str, object]:
         "wall": words.UNKNOWN if step.state == "cached" else words.lasted(step.seconds),
         "work": words.lasted(step.work_seconds),
         "cpu": words.lasted(step.cpu_seconds),
-        "read": words.size(step.read_bytes),
+        "read": words.read(step),
         "written": words.size(step.written_bytes),
         "peak": words.size(step.peak_anon_bytes),
         "tokens": words.tokens(step),

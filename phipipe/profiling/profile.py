@@ -73,6 +73,8 @@ def _timed(row: Row, critical: bool | None) -> Timed:
         peak_rss_bytes=_count(end.get("peak_rss_bytes")),
         scored_tokens=_count(end.get("scored_tokens")),
         generated_tokens=_count(end.get("generated_tokens")),
+        layers_read=_count(end.get("layers_read")),
+        layers_given=_count(end.get("layers_given")),
         waits=_waits(row),
         critical=critical,
     )

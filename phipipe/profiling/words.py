@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from phipipe.output.profiled import Profile, Timed, Wait
-from phipipe.words import human
+from phipipe.words import counted, human
 
 UNKNOWN = "–"
 OLD = "not recorded: an older phipipe made this run"
@@ -20,6 +20,13 @@ def lasted(value: float | None) -> str:
 def size(value: int | None) -> str:
     """Bytes in the unit that suits them."""
     return UNKNOWN if value is None else human(value)
+
+
+def read(step: Timed) -> str:
+    """``226 MiB for several``, ``1 MiB + 5 layers``: of layers that several steps shared, who read
+    them, and who got them."""
+    told = size(step.read_bytes) + (" for several" if step.layers_read else "")
+    return f"{told} + {counted(step.layers_given, 'layer')}" if step.layers_given else told
 
 
 def tokens(step: Timed) -> str:

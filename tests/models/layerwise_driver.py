@@ -96,8 +96,8 @@ def compared(folder: Path) -> dict[str, Any]:
     model = layerwise.Layerwise(folder)
     logits = list(model.logits(windows))
     prompts = [windows[i][: 5 + 4 * i] for i in range(3)]
-    room = sum(tensor.numel() for tensor in model._room.values())
-    layer = sum(tensor.numel() for tensor in whole.base_model.layers[0].parameters())
+    # each weight begins at a round place
+    layer = sum(-(-t.numel() // 16) * 16 for t in whole.base_model.layers[0].parameters())
     return {
         "equal": all(np.array_equal(a, b) for a, b in zip(expected, logits, strict=True)),
         "count": len(logits),
@@ -105,7 +105,7 @@ def compared(folder: Path) -> dict[str, Any]:
         "spread": float(np.std(expected[0])),
         **answers(model, whole, prompts),
         "again": np.array_equal(logits[0], next(iter(model.logits(windows[:1])))),
-        "layers_in_memory": room / layer,
+        "layers_in_memory": model._widened.values / layer,
         "none": greedy.answer(model, [], 40),
     }
 

@@ -62,8 +62,8 @@ def test_answers_leave_no_state(facts: dict[str, Any], name: str) -> None:
     assert facts[name]["none"] == []
 
 
-@pytest.mark.parametrize(("names", "layers"), [(MAPPED, 1), (WIDE, 0)])
-def test_one_layer_is_widened_at_a_time(
+@pytest.mark.parametrize(("names", "layers"), [(MAPPED, 2), (WIDE, 0)])
+def test_one_layer_is_in_memory_and_the_next(
     facts: dict[str, Any], names: list[str], layers: int
 ) -> None:
     assert [facts[name]["layers_in_memory"] for name in names] == [layers] * len(names)
@@ -96,7 +96,7 @@ def phi(**changes: Any) -> Any:
 
 def test_memory_is_that_of_a_layer_and_the_head() -> None:
     """Pinned to a peak that was measured once; nothing measures it again."""
-    assert layerwise_memory.memory_bytes(phi(), 1024, 512) == pytest.approx(1.43e9, rel=0.2)
+    assert layerwise_memory.memory_bytes(phi(), 1024, 512) == pytest.approx(1.88e9, rel=0.2)
 
 
 def test_memory_does_not_grow_with_the_text() -> None:

@@ -17,7 +17,7 @@ from testing.shell import Run as Shell
 
 from phipipe.execution import past_runs
 from phipipe.execution.past_runs import Run
-from phipipe.profiling import page
+from phipipe.profiling import page, words
 from phipipe.profiling.profile import profile
 
 BEGIN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -171,3 +171,17 @@ def test_names_on_the_page_are_text() -> None:
         (1.0, "run_finished", {}),
     )
     assert hostile not in page.render(profile(made))
+
+
+def test_layers_that_several_steps_shared_are_told_of() -> None:
+    """Of the one that read them, and of the one that got them."""
+    first = {"step": "a", "read_bytes": 5 * MIB, "layers_read": 5, "layers_given": 0}
+    second = {"step": "b", "read_bytes": MIB, "layers_read": 0, "layers_given": 5}
+    begins = [(float(i), "step_started", {"step": "ab"[i], "needs": []}) for i in range(2)]
+    ends = [(3.0, "step_finished", first), (4.0, "step_finished", second)]
+    found = profile(run_of(*begins, *ends))
+    assert [words.read(step) for step in found.steps] == [
+        "5.0 MiB for several",
+        "1.0 MiB + 5 layers",
+    ]
+    assert "5.0 MiB for several" in page.render(found)

@@ -26,7 +26,7 @@ from phipipe.backends.llamacpp.options import ADVICE, STORES, Options, tensor_ty
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import BITS, DTYPES, FLOATS, TYPES, float_type
 from phipipe.files import json_files
-from phipipe.models import linears
+from phipipe.models import layerwise_memory, linears
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Json, Params, Step
 
@@ -81,7 +81,7 @@ def steps(job: Job[Options]) -> list[Step]:
     return [
         _outline_step(job, own),
         *([] if job.checkpoint.large else [_convert_step(job, own)]),
-        *([_imatrix_step(job.checkpoint)] if job.options.imatrix else []),
+        *([_imatrix_step(job)] if job.options.imatrix else []),
         _quantize_step(job, wanted),
     ]
 
@@ -119,14 +119,18 @@ def _convert_step(job: Job[Options], kind: str) -> Step:
     )
 
 
-def _imatrix_step(checkpoint: Checkpoint) -> Step:
+def _imatrix_step(job: Job[Options]) -> Step:
+    checkpoint, calibrate = job.checkpoint, job.recipe.calibrate
+    inputs = 2 * 8 * calibrate.window * checkpoint.intermediate_size  # squares of, in fp64
     return Step(
         name="imatrix",
         runs="llamacpp/imatrix",
         version=1,
         needs={"source": "source", "calibration": "calibration"},
+        layers="source",
         toolchain="torch",
-        memory_bytes=4 * checkpoint.parameters + 2**30,
+        memory_bytes=inputs
+        + layerwise_memory.memory_bytes(checkpoint, calibrate.tokens, calibrate.window),
     )
 
 

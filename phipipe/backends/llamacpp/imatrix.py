@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from phipipe import progress
 from phipipe.backends.llamacpp import IMATRIX
 from phipipe.errors import StepFailed
-from phipipe.models.transformers_files import config_of
+from phipipe.models import linears
+from phipipe.models.layerwise import Hook, Layerwise, Pass, hooked
+from phipipe.models.layerwise_memory import TOGETHER
 from phipipe.steps import Inputs, Params
 
 
@@ -28,19 +28,12 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: a linear has no name in GGUF, or some input never was non-zero.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        inputs["source"],
-        config=config_of(inputs["source"]),
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    ).eval()
+    model = Layerwise(inputs["source"])
     windows = np.load(inputs["calibration"] / "tokens.npy")
     rename = _names(model.config.model_type, model.config.num_hidden_layers)
     vectors = {
         f"{rename(name)}.weight": (total / windows.size).numpy()
-        for name, total in _squares(model, windows).items()
+        for name, total in _squares(model, windows.tolist()).items()
     }
     for name, values in vectors.items():
         if not np.isfinite(values).all() or not values.any():
@@ -50,29 +43,44 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     np.savez(out / IMATRIX, **{name: row.astype(np.float32) for name, row in vectors.items()})
 
 
-def _squares(model: PreTrainedModel, windows: npt.NDArray[np.int32]) -> dict[str, torch.Tensor]:
-    """The sum of the squares of every linear's inputs over ``windows`` of tokens, in fp64."""
+def _squares(model: Layerwise, windows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Each linear → the sum of the squares of its inputs over ``windows`` of tokens, in
+    fp64."""
     sums: dict[str, torch.Tensor] = {}
 
-    def adder(name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-        def add(_module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            squares = given[0].reshape(-1, given[0].shape[-1]).double().square().sum(0)
-            sums[name] = sums[name] + squares if name in sums else squares
+    def adder(name: str) -> Hook:
+        return lambda _, given: add(name, given[0])
 
-        return add
+    def add(name: str, given: torch.Tensor) -> None:
+        squares = given.reshape(-1, given.shape[-1]).double().square().sum(0)
+        sums[name] = sums[name] + squares if name in sums else squares
 
-    hooks = [
-        module.register_forward_pre_hook(adder(name))
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    with torch.inference_mode():
-        for i, window in enumerate(windows):
-            model(input_ids=torch.from_numpy(window[None].astype(np.int64)), use_cache=False)
-            progress.report(i + 1, len(windows), "windows")
-    for hook in hooks:
-        hook.remove()
+    group, count = max(1, TOGETHER // len(windows[0])), len(model.layers)
+    for start in range(0, len(windows), group):
+        with torch.inference_mode():
+            passes = model.enter(windows[start : start + group])
+            for i in range(count):
+                _through(model, i, passes, adder)
+                done = start * count + (i + 1) * len(passes)
+                progress.report(done, len(windows) * count, "layers of windows")
+            inputs = [model.head_inputs(one) for one in passes]
+        for given in inputs:
+            add(linears.HEAD, given)
     return sums
+
+
+def _through(
+    model: Layerwise, i: int, passes: Sequence[Pass], adder: Callable[[str], Hook]
+) -> None:
+    """Take ``passes`` through layer ``i``; ``adder`` hears what its linears are given."""
+    weights = model.weights(i)
+    named = {
+        f"model.layers.{i}.{key.removesuffix('.weight')}": module
+        for key, module in model.linears(i).items()
+    }
+    with hooked(named, adder):
+        for one in passes:
+            one.hidden = model.through(i, weights, one)
 
 
 def _names(model_type: str, layers: int) -> Callable[[str], str]:

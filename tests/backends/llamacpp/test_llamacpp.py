@@ -79,11 +79,13 @@ def quantized(
 def recipe(precision: str = "int4", **more: Any) -> Any:
     source = SimpleNamespace(repo=None, builtin="tiny-phi3", adapter=None)
     evaluate = SimpleNamespace(window=512)
+    calibrate = SimpleNamespace(window=512, tokens=4096)
     facts = {
         "precision": precision,
         "backend": "llamacpp",
         "source": source,
         "evaluate": evaluate,
+        "calibrate": calibrate,
         "context": None,
         "weights": Weights(),
     }
