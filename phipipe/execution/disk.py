@@ -8,6 +8,7 @@ moved there.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,24 +79,34 @@ def written_bytes(step: Step, keep_all: bool) -> int:
 
 def foreseen(uses: Sequence[Use]) -> Disk:
     """What the steps of ``uses`` take, one after another."""
-    last = {need: at for at, use in enumerate(uses) for need in use.needs.values()}
+    gone = _gone(uses)
     there: dict[str, int] = {}
-    written = peak = delivered = 0
+    written = lying = peak = delivered = 0
     for at, use in enumerate(uses):
         step = use.step
         own = max(0, step.output_bytes - step.taken_bytes - _partial(step))
-        written, there[use.identity] = written + own, own
-        if step.takes_over is not None:
-            there[use.identity] += there.pop(use.needs[step.takes_over], 0)
+        written, lying = written + own, lying + own
+        taken = there.pop(use.needs[step.takes_over], 0) if step.takes_over is not None else 0
+        there[use.identity] = own + taken
         if step.name == PACKAGE:
             delivered += step.output_bytes
-            written += step.output_bytes if use.keep_all else 0
-            there[use.identity] = there[use.identity] if use.keep_all else 0
-        peak = max(peak, sum(there.values()) + delivered)
-        for other in uses[: at + 1]:
-            if last.get(other.identity, -1) <= at and goes(other.step.keep, other.keep_all):
-                there.pop(other.identity, None)
-    return Disk(written=written, peak=peak, kept=sum(there.values()), delivered=delivered)
+            if use.keep_all:
+                written += step.output_bytes
+            else:
+                lying -= there.pop(use.identity)
+        peak = max(peak, lying + delivered)
+        lying -= sum(there.pop(identity, 0) for identity in gone[at])
+    return Disk(written=written, peak=peak, kept=lying, delivered=delivered)
+
+
+def _gone(uses: Sequence[Use]) -> Mapping[int, list[str]]:
+    """Place among ``uses`` → whose results go once that step is done."""
+    last = {need: at for at, use in enumerate(uses) for need in use.needs.values()}
+    gone: defaultdict[int, list[str]] = defaultdict(list)
+    for at, use in enumerate(uses):
+        if goes(use.step.keep, use.keep_all):
+            gone[max(at, last.get(use.identity, at))].append(use.identity)
+    return gone
 
 
 def _partial(step: Step) -> int:

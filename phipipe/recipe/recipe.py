@@ -120,7 +120,7 @@ class Prompts(Model):
 class Generate(Model):
     """Prompts that the original and the build answer, greedily. `{}` takes all defaults."""
 
-    prompts: Prompts = Field(Prompts(builtin="chats"), description="What is asked.")
+    prompts: Prompts = Field(Prompts.model_construct(builtin="chats"), description="What is asked.")
     new_tokens: int = Field(
         128,
         ge=32,
@@ -137,7 +137,7 @@ class Evaluate(Model):
     """How fidelity is measured, and what must hold."""
 
     text: Text = Field(
-        Text(builtin="stories"),
+        Text.model_construct(builtin="stories"),
         description="The evaluation text; without it WikiText-2's test split for a model of the "
         "hub, else the stories.",
     )
@@ -241,25 +241,26 @@ class Recipe(Model):
         "memory; without it 4096, or what the model can where that is less.",
     )
     weights: Weights = Field(
-        Weights(), description="Weights prepared once, the same for every runtime."
+        Weights.model_construct(), description="Weights prepared once, the same for every runtime."
     )
     quantize: dict[str, Json] = Field(
         {}, description="The backend's own options (`phipipe backends NAME`)."
     )
     calibrate: Calibrate = Field(
-        Calibrate(), description="Text that data-aware quantization learns from."
+        Calibrate.model_construct(), description="Text that data-aware quantization learns from."
     )
-    evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
-    measure: Measure = Field(Measure(), description="Speed.")
+    evaluate: Evaluate = Field(Evaluate.model_construct(), description="Fidelity and gates.")
+    measure: Measure = Field(Measure.model_construct(), description="Speed.")
     package: Packaging = Field(
-        Packaging(), description="What the finished package is made ready for, and who signs it."
+        Packaging.model_construct(),
+        description="What the finished package is made ready for, and who signs it.",
     )
     publish: list[Annotated[str, AfterValidator(addresses.checked)]] = Field(
         [],
         description="Where the package goes when it is written: hf://, oci:// and s3:// addresses; "
         "`{name}` is the build's name, `{digest}` the package's.",
     )
-    cache: Caching = Field(Caching(), description="What stays in the cache.")
+    cache: Caching = Field(Caching.model_construct(), description="What stays in the cache.")
     tags: list[str] = Field(
         [], description="Words of yours, to select recipes by; they change no result."
     )
