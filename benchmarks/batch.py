@@ -122,7 +122,8 @@ def chains(count: int) -> list[Plan]:
                 params={"n": f"{build} {i}"},
             )
             steps.append(step)
-        named: Any = SimpleNamespace(name=f"b{build}", recipe=SimpleNamespace(backend="none"))
+        recipe = SimpleNamespace(backend="none", cache=SimpleNamespace(keep=None))
+        named: Any = SimpleNamespace(name=f"b{build}", recipe=recipe)
         no_device: Any = None
         plan: Any = Plan(
             build=named, device=no_device, api="cpu", on_target="false", steps=tuple(steps)

@@ -117,7 +117,8 @@ def plan(steps: int, seconds: float, chains: int = 0, turn: int = 0) -> Any:
                 toolchain="torch",
             )
         )
-    build: Any = SimpleNamespace(name="many", recipe=SimpleNamespace(backend="none"))
+    recipe = SimpleNamespace(backend="none", cache=SimpleNamespace(keep=None))
+    build: Any = SimpleNamespace(name="many", recipe=recipe)
     no_device: Any = None
     return Plan(build=build, device=no_device, api="cpu", on_target="false", steps=tuple(built))
 

@@ -88,6 +88,19 @@ def cores() -> int:
     return min(limits)
 
 
+def whole_cores() -> int:
+    """``cores``, of which the two logical CPUs of one core count once: arithmetic gains nothing
+    from the second."""
+    import psutil
+
+    return min(cores(), psutil.cpu_count(logical=False) or 1)
+
+
+def threads(most: int) -> int:
+    """How many threads to compute with: what the parent allows this process, else ``most``."""
+    return int(os.environ.get("OMP_NUM_THREADS") or most)
+
+
 def settle(count: int) -> None:
     """Keep this thread, and those that it starts from now on, on the ``count`` CPUs that are least
     busy.

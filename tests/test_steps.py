@@ -4,58 +4,36 @@ move without any stored result being made again."""
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib.util
-import itertools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from testing.plans import planned
+from testing.planned_steps import all_steps
 
 import phipipe
 from phipipe import backends, steps
 from phipipe.cli.listeners import Silent
-from phipipe.errors import StepFailed, TargetError
+from phipipe.errors import StepFailed
 from phipipe.execution.dispatch import attempt
 from phipipe.execution.manner import Manner
 from phipipe.execution.process import Request, Server
 from phipipe.execution.results import Result
 from phipipe.planning.plan import Plan
-from phipipe.recipe import device
 from phipipe.settings import Settings
 from phipipe.steps import Step
 from phipipe.store.store import Store
 from phipipe.vision import kinds
 
 PACKAGE = Path(phipipe.__file__).parent
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
 NAME = re.compile(r"[a-z]+/[a-z]+(_[a-z]+)*")
 OWN = {f"{name}/{verb}" for name in backends.names() for verb in steps.own_steps(name)}
 NAMES = {*steps.ADDRESSES, *OWN}
-
-
-def all_steps() -> Iterator[Step]:
-    """Steps of the recipe that needs no network, on every backend, at all precisions, on a device
-    for each unit."""
-    devices = {unit.api: name for name in device.names() for unit in device.load(name).units}
-    for backend in backends.names():
-        for api, precision in itertools.product(sorted(backends.load(backend).apis), PRECISIONS):
-            sets = (
-                f"backend={backend}",
-                f"precision={precision}",
-                f"device={devices[api]}",
-                "quantize={}",
-                f"unit={api}",
-            )
-            with contextlib.suppress(TargetError):  # no such combination: nothing is run
-                yield from planned(*sets).steps
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -143,7 +121,8 @@ def chain(toolchain: str | None) -> Plan:
     second = Step(
         name="second", runs="madeup/cast", version=1, needs={"x": "first"}, params={"word": "b"}
     )
-    build: Any = SimpleNamespace(name="moved", recipe=SimpleNamespace(backend="none"))
+    recipe = SimpleNamespace(backend="none", cache=SimpleNamespace(keep=None))
+    build: Any = SimpleNamespace(name="moved", recipe=recipe)
     return Plan(build=build, device=None, api="cpu", on_target="false", steps=(first, second))  # type: ignore[arg-type]
 
 
@@ -196,7 +175,8 @@ def test_a_shared_steps_key_does_not_have_its_address(
         return {name: result.key for name, result in build(own_cache, pictures).items()}
 
     step = Step(name="pictures", runs="vision/draw_pictures", version=1)
-    named: Any = SimpleNamespace(name="moved", recipe=SimpleNamespace(backend="none"))
+    recipe = SimpleNamespace(backend="none", cache=SimpleNamespace(keep=None))
+    named: Any = SimpleNamespace(name="moved", recipe=recipe)
     pictures = Plan(build=named, device=None, api="cpu", on_target="false", steps=(step,))  # type: ignore[arg-type]
     before = keys()
     monkeypatch.setattr(steps, "ADDRESSES", {"vision/draw_pictures": "phipipe.nowhere:gone"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -194,13 +194,14 @@ def _reasons(folder: Path, plan: Plan, settings: Settings) -> list[str]:
 
 @contextmanager
 def _apart(user: Workplace) -> Iterator[tuple[Workplace, Path]]:
-    """An empty cache and a folder to work in, both on the user's cache's disk and gone at the end.
-    Logs of steps that failed are kept in the user's cache."""
+    """An empty cache and a folder to work in, both on the user's cache's disk and gone at the end:
+    nothing stays there that no step reads any more. Logs of steps that failed are kept in the
+    user's cache."""
     with user.store.scratch() as folder, cache_in(folder / "cache") as settings:
         store = Store(settings.cache)
         try:
             (folder / "work").mkdir()
-            yield Workplace(settings, store), folder / "work"
+            yield Workplace(replace(settings, keep_all=False), store), folder / "work"
         except PhipipeError as error:
             _keep_logs(error, settings.cache / "logs", user.settings.cache / "logs")
             raise

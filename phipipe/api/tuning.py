@@ -14,6 +14,7 @@ from phipipe.api.events import OnProgress, Telling
 from phipipe.api.recipes import Recipe, Sets, opened, texts_of
 from phipipe.api.workplace import Names, Note, UserPath, Workplace, path_of
 from phipipe.errors import GateFailed, Interrupted, PhipipeError, RecipeError
+from phipipe.execution.keeping import keeping_all
 from phipipe.execution.results import Outcome
 from phipipe.files import new_files
 from phipipe.files.user_paths import Kind
@@ -200,8 +201,9 @@ def tune_builds(
 
 def _attempting(place: Workplace, audience: Audience, note: Note) -> Attempt:
     def attempt(plan: Plan) -> Outcome:
-        building.check_room([plan], place, Where(), note)
-        (outcome,) = building.attempt("tune", [plan], place, audience, Where())
+        kept = keeping_all(plan)  # files that are tried share what they are made of
+        building.check_room([kept], place, Where(), note)
+        (outcome,) = building.attempt("tune", [kept], place, audience, Where())
         if outcome.error is not None:
             raise outcome.error
         return outcome

@@ -206,6 +206,9 @@ class Backend(Generic[Chosen]):
     tokenizer: Callable[[Path], Tokenizer]
     """Open the artifact's own tokenizer (called inside the backend's toolchain)."""
 
+    wide: Opener | None = None
+    """As ``open``, and it generates with a thread for every core, if the runtime takes fewer by
+    itself: the same tokens, in less time."""
     knob: Callable[[Recipe, str], str] = _alike
     """What the runtime does by default on a unit, and ``open`` has it not do, so that figures show
     the file: in words, such as "float16 arithmetic". Empty: it is scored as it runs."""
@@ -279,6 +282,11 @@ class Backend(Generic[Chosen]):
     def apis(self) -> frozenset[str]:
         """APIs of the device units that it serves."""
         return frozenset(self.precisions)
+
+    @property
+    def to_answer(self) -> Opener:
+        """How an artifact is opened whose answers count, and not how long they take."""
+        return self.wide or self.open
 
     def toolchain_on(self, api: str) -> str | None:
         """The toolchain in which ``open(artifact, api)`` runs it on a machine that has such a unit;

@@ -30,7 +30,7 @@ class Width(BaseModel):
     """Integers of so many ``bits`` with one scale for each ``group_size`` of them (-1: a row, None:
     as the other options say), or floats as the unquantized model has them, at 16 bits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     bits: Literal[2, 3, 4, 5, 6, 8, 16] = Field(description="Bits of a weight; 16: floats.")
     group_size: Literal[-1, 16, 32, 64, 128, 256] | None = Field(
@@ -59,7 +59,7 @@ PrecisionMap = dict[str, Annotated[Stored, BeforeValidator(_plain)]]
 class Mapped(BaseModel):
     """Options of a backend that stores each matrix in a width of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     map: PrecisionMap = Field(
         default={},

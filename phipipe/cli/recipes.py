@@ -26,7 +26,6 @@ DEVICE = "cpu-x86_64"  # what a starter recipe is for unless another is named
 def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> None:
     """Check recipes: every problem with file, line and column. Touches neither models nor
     network."""
-    from phipipe.cli import validation
     from phipipe.planning import targets
     from phipipe.recipe.build import Build
 
@@ -40,6 +39,8 @@ def validate(recipes: Sequence[Path], sets: Sequence[str], as_json: bool) -> Non
         if wrong is None:
             echo(f"{path}: valid, {counted(len(builds), 'build')}")
     if as_json:
+        from phipipe.cli import validation
+
         answers.give([validation.told(*result) for result in results])
     if errors := [wrong for _, _, wrong in results if wrong]:
         raise failures.as_one(errors)

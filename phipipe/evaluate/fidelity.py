@@ -123,7 +123,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     tokens = np.load(inputs["baseline"] / "tokens.npy")
     scores = reference.scores_of(inputs["baseline"])
     expected = reports.read(Baseline, inputs["baseline"])
-    runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
+    runtime = backend.to_answer(inputs["artifact"], params.get("api", "cpu"))
     choice = chosen.of(params, *tokens.shape)
     positions = scored(runtime, tokens, scores, expected.skip, choice)
     checks, answers = sanity.check(backend, runtime, inputs["artifact"], expected)

@@ -153,7 +153,7 @@ def ask_build(inputs: Inputs, out: Path, params: Params) -> None:
     """
     asked = _fitting(reports.read(Questions, inputs["questions"]), params)
     backend = backends.load(params["backend"])
-    runtime = backend.open(inputs["artifact"], params.get("api", "cpu"))
+    runtime = backend.to_answer(inputs["artifact"], params.get("api", "cpu"))
     tokenizer = backend.tokenizer(inputs["artifact"])
     replies, originals = list[Reply](), list[Judged]()
     for question in asked.questions:

@@ -109,7 +109,7 @@ def compare(inputs: Inputs, out: Path, params: Params) -> None:
     """
     sight = reports.read(Sight, inputs["baseline"])
     backend = backends.load(params["backend"])
-    runtime = cast("Seeing", backend.open(inputs["artifact"]))
+    runtime = cast("Seeing", backend.to_answer(inputs["artifact"]))
     tokenizer = backend.tokenizer(inputs["artifact"])
     scored: dict[str, dict[str, Floats]] = {}
     answers, agreed = [], []

@@ -30,7 +30,7 @@ class Report(BaseModel):
     """Something that a file holds; nothing changes after it was read."""
 
     FILE: ClassVar[str] = ""  # where it stands alone: the file's name
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", defer_build=True)
 
     def as_json(self) -> dict[str, Json]:
         """The content as the file has it."""

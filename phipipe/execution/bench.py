@@ -48,7 +48,7 @@ class Bench:
         note: Callable[[str], None],
         threads: int | None = None,
     ) -> None:
-        self._store, self.keep_all = store, settings.keep_all
+        self._store, self.settings = store, settings
         self._servers = Servers(settings, store.root / "logs", threads)
         self._tools = Tools(settings, note, lambda: self._servers.stopped)
         self.shared = shared_store.connect(settings, note)

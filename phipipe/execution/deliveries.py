@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from phipipe.errors import PhipipeError
 from phipipe.evaluate import papers
 from phipipe.execution.aside import Aside
-from phipipe.execution.keeping import Keeping
 from phipipe.execution.results import Result
 from phipipe.recipe.build import Build
 from phipipe.signing.recipe_key import Finish
 from phipipe.store.exports import Extra
-from phipipe.store.records import Stored
 from phipipe.store.store import Store
 
 AT_ONCE = 4  # more would only wait for the disk
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """The ``package`` of a build on its way to ``target``, signed as the recipe of ``what`` it is
+    wants it. ``move``: no copy stays in the store."""
+
+    what: Build
+    package: Result
+    target: Path
+    move: bool
+
+
 class Deliveries:
     """Used from the run's own thread alone; copies are made aside."""
 
-    def __init__(self, keeping: Keeping, aside: Aside) -> None:
-        self._store, self._aside, self._move = keeping.store, aside, not keeping.keep_all
+    def __init__(self, store: Store, aside: Aside) -> None:
+        self._store, self._aside = store, aside
         self._waiting: deque[Callable[[], None]] = deque()
         self._copying = 0
         self._under_way: set[int] = set()  # builds, also those that wait
@@ -40,22 +50,18 @@ class Deliveries:
     def add(
         self,
         build: int,
-        what: Build,
-        package: Result,
-        target: Path,
+        delivery: Delivery,
         then: Callable[[int, Path, bool | PhipipeError], None],
     ) -> None:
-        """Copy the ``package`` of ``build`` to ``target`` when its turn comes, signed as the recipe
-        of ``what`` it is wants it; ``then`` hears of the end."""
+        """Make the ``delivery`` of ``build`` when its turn comes; ``then`` hears of the end."""
         self._under_way.add(build)
 
         def end(result: bool | PhipipeError) -> None:
             self._copying -= 1
             self._under_way.discard(build)
-            then(build, target, result)
+            then(build, delivery.target, result)
 
-        finish = Finish(what) if what.recipe.package.sign else None
-        copy = partial(_deliver, self._store, package.stored, target, finish, self._move)
+        copy = partial(_deliver, self._store, delivery)
         self._waiting.append(partial(self._aside.start, copy, end))
 
     def start(self) -> None:
@@ -65,9 +71,11 @@ class Deliveries:
             self._waiting.popleft()()
 
 
-def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None, move: bool) -> bool:
-    """Whether ``target`` had to be written. A signature of the same content stays, whoever made
-    it, unless ``finish`` makes another."""
+def _deliver(store: Store, delivery: Delivery) -> bool:
+    """Whether the target had to be written. A signature of the same content stays, whoever made
+    it, unless the recipe wants another."""
+    stored, target = delivery.package.stored, delivery.target
+    finish = Finish(delivery.what) if delivery.what.recipe.package.sign else None
     digests = {str(output["path"]): str(output["sha256"]) for output in stored.outputs}
 
     def complete(folder: Path) -> None:
@@ -76,7 +84,7 @@ def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None, 
 
     beside = (papers.SIGNATURE,)
     extra = Extra(beside=beside, finish=complete)
-    changed = store.materialise(stored, target, extra, move=move)
+    changed = store.materialise(stored, target, extra, move=delivery.move)
     if finish is not None and not changed:
         finish(target, False, digests)
     return changed

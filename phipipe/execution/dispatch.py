@@ -17,9 +17,9 @@ from phipipe import hardware, progress
 from phipipe.errors import PhipipeError, Skipped
 from phipipe.execution.aside import Aside
 from phipipe.execution.bench import Bench
-from phipipe.execution.deliveries import Deliveries
+from phipipe.execution.deliveries import Deliveries, Delivery
 from phipipe.execution.installs import Installs
-from phipipe.execution.keeping import Keeping
+from phipipe.execution.keeping import Keeping, keeps_all
 from phipipe.execution.manner import BUILD_ONLY, Manner, default_jobs
 from phipipe.execution.nodes import Node, graph
 from phipipe.execution.results import Listener, Outcome, Result, Waiting, Workplace
@@ -61,7 +61,8 @@ def attempt(
         # the steps of one build are nearly a chain
         threads = threads_per_server(jobs if len(plans) > 1 else 1)
         bench = (manner.engine or Bench)(store, settings, listener.note, threads)
-        keeping, manner = Keeping(store, settings.keep_all), replace(manner, jobs=jobs)
+        keeping = Keeping(store, [keeps_all(plan, settings) for plan in plans])
+        manner = replace(manner, jobs=jobs)
         return _Run(plans, keeping, bench, listener, manner).outcomes()
 
 
@@ -85,7 +86,7 @@ class _Run:
         self._outcomes = [Outcome(plan=plan) for plan in plans]
         self._aside = Aside()
         self._keeping = keeping
-        self._installs, self._deliveries = Installs(), Deliveries(keeping, self._aside)
+        self._installs, self._deliveries = Installs(), Deliveries(keeping.store, self._aside)
         self._room = Room(
             jobs=manner.jobs or 1,
             memory_bytes=MEMORY_SHARE * hardware.available_bytes(),
@@ -271,9 +272,11 @@ class _Run:
         if self._manner.out is None:
             outcome.seconds = time.perf_counter() - self._start
             return
-        package = self._todo.result(self._names[build]["package"])
+        node = self._todo.nodes[self._names[build]["package"]]
+        package = self._todo.result(node.identity)
         target = self._manner.place(self._manner.out, plan.build.name, package.stored.digest)
-        self._deliveries.add(build, plan.build, package, target, self._delivered)
+        delivery = Delivery(plan.build, package, target, move=not self._keeping.stays(node))
+        self._deliveries.add(build, delivery, self._delivered)
 
     def _delivered(self, build: int, target: Path, result: bool | PhipipeError) -> None:
         outcome = self._outcomes[build]

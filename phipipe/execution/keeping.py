@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from phipipe.execution.nodes import Node
 from phipipe.execution.results import Result
 from phipipe.execution.todo import Todo
 from phipipe.planning.plan import Plan
+from phipipe.recipe.caching import Caching
+from phipipe.settings import Settings
 from phipipe.steps import Keep
 from phipipe.store.records import Stored
 from phipipe.store.store import Store
@@ -19,13 +21,35 @@ def goes(keep: Keep, keep_all: bool) -> bool:
     return keep == "proof" or (keep == "material" and not keep_all)
 
 
+def keeps_all(plan: Plan, settings: Settings) -> bool:
+    """Whether all that a run of ``plan`` makes stays: as its recipe says, or the ``settings``."""
+    said = plan.build.recipe.cache.keep
+    return settings.keep_all if said is None else said == "all"
+
+
+def keeping_all(plan: Plan) -> Plan:
+    """``plan``, of whose run all stays, whatever its recipe says: more runs read it."""
+    recipe = plan.build.recipe.model_copy(update={"cache": Caching(keep="all")})
+    return replace(plan, build=replace(plan.build, recipe=recipe))
+
+
+def any_keeps(node: Node, keep_all: Sequence[bool]) -> bool:
+    """Whether one of the builds that ``node`` belongs to keeps all; ``keep_all`` says of each."""
+    return any(keep_all[build] for build in node.builds)
+
+
 @dataclass(frozen=True)
 class Keeping:
-    """Lets results of a run go from ``store`` as soon as nobody in it reads them any more. Used
-    from the run's own thread alone."""
+    """Lets results of a run go from ``store`` as soon as nobody in it reads them any more.
+    ``keep_all`` says of each build whether all of it stays. Used from the run's own thread
+    alone."""
 
     store: Store
-    keep_all: bool
+    keep_all: Sequence[bool]
+
+    def stays(self, node: Node) -> bool:
+        """Whether ``node`` belongs to a build that keeps all."""
+        return any_keeps(node, self.keep_all)
 
     def gives(self, node: Node, todo: Todo) -> bool:
         """Whether ``node`` alone reads what it may take over."""
@@ -38,7 +62,7 @@ class Keeping:
             read = todo.nodes[identity]
             if (
                 read.result is not None
-                and goes(read.step.keep, self.keep_all)
+                and goes(read.step.keep, self.stays(read))
                 and read.result.stored.is_whole
                 and not todo.readers(identity)
                 and not todo.reads(read.result.stored.digest)

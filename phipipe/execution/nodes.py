@@ -66,9 +66,10 @@ def _graph(plans: Sequence[Plan]) -> Graph:
         own: dict[str, str] = {}
         names.append(own)
         for step in plan.steps:
-            node = _node(step, own)
+            new = _node(step, own)
+            node = nodes.setdefault(new.identity, new)
             own[step.name] = node.identity
-            nodes.setdefault(node.identity, node).builds.add(i)
+            node.builds.add(i)
     for node in nodes.values():
         node.label = _label(node, plans)
     return Graph(nodes, names)

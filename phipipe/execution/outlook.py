@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from phipipe.execution import disk
 from phipipe.execution.bench import Bench
-from phipipe.execution.disk import Disk, Use
+from phipipe.execution.disk import Disk
 from phipipe.execution.estimates import Estimate
+from phipipe.execution.keeping import keeps_all
 from phipipe.execution.nodes import graph
 from phipipe.execution.results import Forecast
 from phipipe.planning.plan import Plan
@@ -47,7 +48,7 @@ class Outlook:
     @property
     def cost(self) -> Cost:
         todo = [(step, self.estimates.get(step.name)) for step in self.todo]
-        return _cost(todo, disk.foreseen(disk.uses_of(self.todo), self.keep_all))
+        return _cost(todo, disk.foreseen(disk.uses_of(self.todo, self.keep_all)))
 
 
 def foreseen(plans: Sequence[Plan], bench: Bench) -> list[Outlook]:
@@ -56,8 +57,9 @@ def foreseen(plans: Sequence[Plan], bench: Bench) -> list[Outlook]:
     for plan in plans:
         forecast = tuple(bench.foresee(plan))
         estimates = bench.estimates(forecast)
+        keep_all = keeps_all(plan, bench.settings)
         outlooks.append(
-            Outlook(plan=plan, forecast=forecast, estimates=estimates, keep_all=bench.keep_all)
+            Outlook(plan=plan, forecast=forecast, estimates=estimates, keep_all=keep_all)
         )
     return outlooks
 
@@ -69,13 +71,8 @@ def total(outlooks: Sequence[Outlook]) -> Cost:
     for one, own in zip(outlooks, names, strict=True):
         for step in one.todo:
             once.setdefault(own[step.name], (step, one.estimates.get(step.name)))
-    uses = [
-        Use(identity=identity, step=node.step, needs=node.needs)
-        for identity, node in nodes.items()
-        if identity in once
-    ]
-    keep_all = all(one.keep_all for one in outlooks)
-    return _cost(list(once.values()), disk.foreseen(uses, keep_all))
+    uses = disk.uses_among(nodes, once, [one.keep_all for one in outlooks])
+    return _cost(list(once.values()), disk.foreseen(uses))
 
 
 def _cost(todo: Sequence[tuple[Step, Estimate | None]], room: Disk) -> Cost:

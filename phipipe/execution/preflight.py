@@ -9,7 +9,7 @@ room.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from phipipe.errors import PhipipeError, StepKilled, StoreError
 from phipipe.execution import disk
 from phipipe.execution.bench import Bench
 from phipipe.execution.disk import Use
-from phipipe.execution.nodes import Node, graph
+from phipipe.execution.keeping import keeps_all
+from phipipe.execution.nodes import graph
 from phipipe.execution.results import Result
 from phipipe.planning import preparation
 from phipipe.planning.plan import Plan
@@ -40,14 +41,13 @@ class Machine:
     out_free_bytes: int | None  # None: on the cache's disk
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Run:
-    """Where a run writes, and what of it stays."""
+    """Where a run writes."""
 
     here: Machine
     cache: Path
     out: Path | None
-    keep_all: bool
 
 
 def machine(store: Store, settings: Settings, out: Path | None) -> Machine:
@@ -80,9 +80,9 @@ def refusal(
     for plan, own in zip(plans, names, strict=True):
         todo = {item.step.name for item in bench.foresee(plan) if not item.cached}
         waiting |= {own[name]: (plan, nodes[own[name]].step) for name in todo}
-    run = Run(here=here, cache=store.root, out=out, keep_all=settings.keep_all)
+    run, keep_all = Run(here, store.root, out), _keep_all(plans, settings)
     return _too_little_memory(list(waiting.values()), here) or _too_little_disk(
-        _uses(nodes, waiting), run
+        disk.uses_among(nodes, waiting, keep_all), run
     )
 
 
@@ -105,11 +105,9 @@ def too_little_disk(
 ) -> StoreError | None:
     """Why there is no room for what ``plans`` still write. Where all of it fits, the cache is not
     asked."""
-    run = Run(
-        here=machine(store, settings, out), cache=store.root, out=out, keep_all=settings.keep_all
-    )
+    run, keep_all = Run(machine(store, settings, out), store.root, out), _keep_all(plans, settings)
     nodes, _ = graph(plans)
-    if not _too_little_disk(_uses(nodes, nodes), run):
+    if not _too_little_disk(disk.uses_among(nodes, nodes, keep_all), run):
         return None
     bench = Bench(store, settings, lambda line: None)
     cached: dict[str, Result] = {}
@@ -119,7 +117,12 @@ def too_little_disk(
             before = {name: cached[earlier] for name, earlier in node.before.items()}
             if result := bench.peek(node.step, inputs, before):
                 cached[identity] = result
-    return _too_little_disk(_uses(nodes, nodes.keys() - cached.keys()), run)
+    uses = disk.uses_among(nodes, nodes.keys() - cached.keys(), keep_all)
+    return _too_little_disk(uses, run)
+
+
+def _keep_all(plans: Sequence[Plan], settings: Settings) -> list[bool]:
+    return [keeps_all(plan, settings) for plan in plans]
 
 
 def _too_little_memory(waiting: Sequence[tuple[Plan, Step]], here: Machine) -> StepKilled | None:
@@ -163,17 +166,8 @@ def _others(plan: Plan) -> list[tuple[str, int]]:
     return sorted(others, key=lambda item: item[1])
 
 
-def _uses(nodes: Mapping[str, Node], waiting: Collection[str]) -> list[Use]:
-    """Those of ``nodes`` that are ``waiting`` to be done, in their order."""
-    return [
-        Use(identity=identity, step=node.step, needs=node.needs)
-        for identity, node in nodes.items()
-        if identity in waiting
-    ]
-
-
 def _too_little_disk(uses: Sequence[Use], run: Run) -> StoreError | None:
-    room_needed = disk.foreseen(uses, run.keep_all)
+    room_needed = disk.foreseen(uses)
     free_out = run.here.out_free_bytes
     packages = room_needed.delivered if run.out else 0
     needed = room_needed.peak - room_needed.delivered + (packages if free_out is None else 0)
@@ -182,19 +176,22 @@ def _too_little_disk(uses: Sequence[Use], run: Run) -> StoreError | None:
         (0 if free_out is None else packages, free_out or 0, run.out),
     ):
         if amount > free:
-            sizes = {use.step.name: disk.written_bytes(use.step, run.keep_all) for use in uses}
+            sizes = {use.step.name: use.written_bytes for use in uses}
             largest = max(sizes, key=lambda name: sizes[name])
             remedy = room.hint(run.cache, amount) if where == run.cache else free_space.KEEP_OUT
             return StoreError(
                 f"too little room on the disk of `{where}`: the run needs about "
                 f"{words.size(amount)} at once, and {words.size(free)} are "
                 f"free; step `{largest}` writes most, {words.size(sizes[largest])}",
-                hint=f"{remedy}{_less(uses, run, free)}; {OVERRIDE}",
+                hint=f"{remedy}{_less(uses, free)}; {OVERRIDE}",
             )
     return None
 
 
-def _less(uses: Sequence[Use], run: Run, free: int) -> str:
-    """The setting that needs less room, where it would be enough."""
-    less = disk.foreseen(uses, keep_all=False).peak
-    return "; PHIPIPE_KEEP=artifacts needs less" if run.keep_all and less <= free else ""
+def _less(uses: Sequence[Use], free: int) -> str:
+    """What a recipe says to need less room, where it would be enough."""
+    less = disk.foreseen([replace(use, keep_all=False) for use in uses]).peak
+    keep_all = any(use.keep_all for use in uses)
+    return (
+        "; `cache: {keep: artifacts}` in the recipe needs less" if keep_all and less <= free else ""
+    )

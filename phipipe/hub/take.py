@@ -82,10 +82,10 @@ def original(source: Source, base: Path) -> Original:
         if source.builtin is not None
         else user_paths.inside(base, str(source.path))
     )
+    found = of_folder(folder)
     if source.builtin is None and folder.is_dir():
-        checkpoints.read(folder)
         check_weights(folder)
-    return of_folder(folder)
+    return found
 
 
 def of_hub(repo: Repository, file: str | None) -> Original:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from phipipe.errors import SourceError
 from phipipe.files import json_files, user_paths
@@ -18,6 +20,7 @@ from phipipe.models import (
     family,
     family_sizes,
     foreign,
+    held,
     layout_check,
     layouts,
     likeness,
@@ -31,6 +34,7 @@ from phipipe.models import (
     weight_files,
 )
 from phipipe.models.checkpoint import Checkpoint
+from phipipe.models.held import Held
 from phipipe.models.remarks import Remark
 from phipipe.steps import Json
 
@@ -92,7 +96,8 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     plain_values.refuse(path, config)
     tensors = weight_files.read(folder, choice, sizes)
     layout_check.check_index(folder, config["architectures"][0], choice, tensors)
-    checkpoint = _checkpoint(folder, config, _tokenizer(folder), 0, 0)
+    vocabulary = _vocabulary(held.by(tokenizer_files.FILES, folder))
+    checkpoint = _checkpoint(folder, config, vocabulary.kind, 0, 0)
     checkpoint, tensors, widened = quantized.widened(checkpoint, stored, tensors)
     remarks += [
         *widened,
@@ -106,21 +111,48 @@ def read(folder: Path, sizes: Mapping[str, int] | None = None) -> Checkpoint:
     layout_check.check(folder, checkpoint.architecture, shapes, tensors)
     remarks += _check_tokenizer(checkpoint)
     like = likeness.closest(checkpoint.architecture, checkpoint.model_type, tensors)
-    return _with_cuts(replace(checkpoint, remarks=tuple(remarks), like=like), folder)
+    return _with_cuts(replace(checkpoint, remarks=tuple(remarks), like=like), vocabulary)
 
 
-def _with_cuts(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """``checkpoint`` with how its tokenizer, in ``folder``, cuts text."""
+def _with_cuts(checkpoint: Checkpoint, vocabulary: _Vocabulary) -> Checkpoint:
+    """``checkpoint`` with how its tokenizer cuts text."""
     return replace(
         checkpoint,
+        normal_form=vocabulary.normal_form,
+        cuts_digits=vocabulary.cuts_digits,
+        keeps_marks=vocabulary.keeps_marks,
+    )
+
+
+class _Vocabulary(NamedTuple):
+    """What a tokenizer's files say of how it cuts text; ``kind`` is "" if there are none, see
+    ``Checkpoint.tokenizer``."""
+
+    kind: str
+    normal_form: str
+    cuts_digits: bool
+    keeps_marks: bool
+
+
+@lru_cache(maxsize=64)
+def _vocabulary(files: Held) -> _Vocabulary:
+    folder = files.folder
+    there = any((folder / name).is_file() for name in TOKENIZERS)
+    return _Vocabulary(
+        kind=vocabulary_kinds.of(folder) if there else "",
         normal_form=vocabulary_kinds.normal_form(folder),
         cuts_digits=vocabulary_kinds.cuts_digits(folder),
         keeps_marks=vocabulary_kinds.keeps_marks(folder),
     )
 
 
+@lru_cache(maxsize=64)
+def _compared(files: Held, vocab_size: int) -> tuple[Remark, ...]:
+    return tuple(tokenizer_files.check(files.folder, vocab_size))
+
+
 def _check_tokenizer(checkpoint: Checkpoint) -> list[Remark]:
-    found = tokenizer_files.check(checkpoint.folder, checkpoint.vocab_size)
+    found = _compared(held.by(tokenizer_files.FILES, checkpoint.folder), checkpoint.vocab_size)
     if not checkpoint.tokenizer and family.is_native(checkpoint.architecture):
         raise SourceError(
             f"`{checkpoint.folder}` has no tokenizer", hint=f"add one of: {', '.join(TOKENIZERS)}"
@@ -203,10 +235,3 @@ def _has(config: Mapping[str, Json], names: Iterable[str]) -> bool:
     return any(
         key in names and value not in (None, {}, []) for _, key, value in json_files.walk(config)
     )
-
-
-def _tokenizer(folder: Path) -> str:
-    """ "" if there is none; see ``Checkpoint.tokenizer``."""
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        return ""
-    return vocabulary_kinds.of(folder)

@@ -86,6 +86,13 @@ def _kind(value: object) -> str:
     return names.get(type(value), "of another kind")
 
 
+# All that ``check`` looks at.
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "merges.txt"),
+)
+
+
 def check(folder: Path, vocab_size: int) -> list[Remark]:
     """Compare what the files in ``folder`` say about tokens and ids; ``vocab_size`` is that of the
     model.

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from phipipe.evaluate import papers
-from phipipe.package.description import Description
 from phipipe.steps import Json
+
+if TYPE_CHECKING:
+    from phipipe.package.description import Description
 
 PUBLISHER = "phipipe"  # where an app keeps models by their publishers
 CONTEXT = 4096  # tokens, where the recipe names none: what apps take themselves

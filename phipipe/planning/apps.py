@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
 from phipipe.errors import PhipipeError, TargetError
 from phipipe.failures import as_one
-from phipipe.package import layouts
-from phipipe.package.layout import Built
 from phipipe.recipe.build import Build, problem_at
+from phipipe.recipe.device import Unit
 from phipipe.recipe.places import Where
 from phipipe.recipe.recipe import Recipe
 
@@ -16,15 +17,22 @@ def wanted(recipe: Recipe) -> list[str]:
     return list(recipe.package.apps)
 
 
-def check(build: Build, built: Built) -> None:
-    """Refuse apps that there are none of, that are named twice, or that cannot open what is
-    ``built``.
+def check(build: Build, unit: Unit, options: BaseModel, *, sees: bool = False) -> None:
+    """Refuse apps that there are none of, that are named twice, or that cannot open the package of
+    ``build`` with these ``options``; ``sees``: it has eyes.
 
     Raises:
         TargetError: says of each where it stands in the recipe.
     """
-    wrong: list[PhipipeError] = []
     names = wanted(build.recipe)
+    if not names:
+        return
+    from phipipe.package import layouts
+    from phipipe.package.layout import Built
+
+    backend, chosen = build.recipe.backend, options.model_dump()
+    built = Built(backend=backend, api=unit.api, options=chosen, sees=sees)
+    wrong: list[PhipipeError] = []
     for number, name in enumerate(names):
         at: Where = ("package", "for", number)
         try:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from phipipe import backends, failures
 from phipipe.errors import PhipipeError
-from phipipe.hub import take
 from phipipe.hub.take import Original
-from phipipe.planning import preparation, sampled, targets
+from phipipe.planning import preparation, sampled, targets, tokenizers
 from phipipe.planning.plan import Plan
 from phipipe.recipe import loading
 from phipipe.recipe.build import Build
@@ -25,11 +24,11 @@ class ReadOnce:
         self._answers: dict[tuple[Source, Path | None], Original | PhipipeError] = {}
 
     def __call__(self, source: Source, folder: Path) -> Original:
-        """As ``hub.original``."""
+        """As ``tokenizers.original``."""
         at = (source, folder if source.paths else None)
         if at not in self._answers:
             try:
-                self._answers[at] = take.original(source, folder)
+                self._answers[at] = tokenizers.original(source, folder)
             except PhipipeError as error:
                 self._answers[at] = error
         answer = self._answers[at]

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from phipipe import backends
 from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
-from phipipe.hub import take
 from phipipe.hub.take import Original
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import (
@@ -46,7 +45,7 @@ Advised = tuple[Job[BaseModel], dict[str, dict[str, Json]], list[Advice]]
 
 def prepare(
     build: Build,
-    read: Callable[[Source, Path], Original] = take.original,
+    read: Callable[[Source, Path], Original] = tokenizers.original,
     *,
     elsewhere: bool = False,
 ) -> Plan:
@@ -61,7 +60,7 @@ def prepare(
     recipe = build.recipe
     target = targets.of(build)
     with placed(build, "source", "path"):
-        original = tokenizers.examined(read(recipe.source, build.folder))
+        original = read(recipe.source, build.folder)
     build = sampled.settled(build, original.checkpoint)
     build = usual.settled(build, original.checkpoint, outlined)
     target = targets.of(build)
@@ -114,7 +113,7 @@ def _outline(
     seeing = whole if kinds.sees(whole) else None
     check.check_eyes(build, seeing, unit)
     check.check_window(build, "evaluate", job.checkpoint.context_length)
-    apps.check(build, targets.built(build, unit, job.options, sees=seeing is not None))
+    apps.check(build, unit, job.options, sees=seeing is not None)
     built = learned.steps(job)
     built += [vision_steps.vision_step(seeing, built[-1], recipe)] if seeing else []
     fitting = check.check_fit(build, device, job, built[-1].output_bytes)

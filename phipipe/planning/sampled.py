@@ -3,6 +3,7 @@ told, and how they stay comparable with others of one file."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -90,15 +91,14 @@ def comparable(plans: Sequence[Plan]) -> list[Plan]:
     that these score are among the first. Builds with a number keep what they score, and tell of the
     windows that others may score as well.
     """
-    return [_beside(plan, [other for other in plans if _is_like(plan, other)]) for plan in plans]
-
-
-def _is_like(plan: Plan, other: Plan) -> bool:
-    """Whether both are of one file, and score one text in one way but for the number of tokens."""
-    return _scores(plan) == _scores(other)
+    alike: defaultdict[tuple[object, ...], list[Plan]] = defaultdict(list)
+    for plan in plans:
+        alike[_scores(plan)].append(plan)
+    return [_beside(plan, alike[_scores(plan)]) for plan in plans]
 
 
 def _scores(plan: Plan) -> tuple[object, ...]:
+    """The same of plans of one file that score one text in one way but for the number of tokens."""
     build = plan.build
     recipe, evaluate = build.recipe, build.recipe.evaluate
     how = (evaluate.text, evaluate.window, evaluate.skip)

@@ -135,13 +135,14 @@ def _apps(recipe: Recipe) -> dict[str, Json]:
 
 def _neutral(recipe: Recipe) -> dict[str, Json]:
     """The recipe without what changes no result: this machine's folders, tags, what a batch
-    tolerates, who signs, where it is published."""
+    tolerates, who signs, where it is published, what stays in the cache."""
     values = recipe.model_dump(
         mode="json",
         exclude_none=True,
         exclude={
             "tags": True,
             "publish": True,
+            "cache": True,
             "evaluate": {"tolerance"},
             "package": {"sign"},
         },

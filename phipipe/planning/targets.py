@@ -14,7 +14,6 @@ from phipipe import backends, failures
 from phipipe.backends import model_rules, rules
 from phipipe.backends.base import Job
 from phipipe.errors import PhipipeError, SourceError
-from phipipe.package.layout import Built
 from phipipe.planning import apps, learnable
 from phipipe.recipe import device
 from phipipe.recipe.build import Build, paths_of, problem_at
@@ -53,15 +52,8 @@ def of(build: Build) -> Target:
     unit = _unit(build, target)
     options = _options(build, target, unit)
     learnable.check(build, target, unit)
-    apps.check(build, built(build, unit, options))
+    apps.check(build, unit, options)
     return Target(target, unit, options)
-
-
-def built(build: Build, unit: Unit, options: BaseModel, *, sees: bool = False) -> Built:
-    """What apps are told of the package of ``build``."""
-    return Built(
-        backend=build.recipe.backend, api=unit.api, options=options.model_dump(), sees=sees
-    )
 
 
 def check(build: Build) -> None:
@@ -153,6 +145,9 @@ def _unit(build: Build, target: Device) -> Unit:
         message = f"{target.title} has no unit `{recipe.unit}`{near(str(recipe.unit), known)}"
         raise problem_at(build, UNIT, message, f"its units: {', '.join(known)}")
     target = target.model_copy(update={"units": tuple(units)})
+    for unit in units:
+        if recipe.precision in backends.able(recipe.backend, target, unit):
+            return unit
     others = [f"`{name}`" for name in backends.serving(target, recipe.precision)]
     precisions = [p for unit in units for p in backends.able(recipe.backend, target, unit)]
     if not precisions:
@@ -160,9 +155,6 @@ def _unit(build: Build, target: Device) -> Unit:
         message = f"backend `{recipe.backend}` does not run on {target.title}{where}"
         works = f"for {recipe.precision} there: {', '.join(others)}" if others else target.notes
         raise problem_at(build, BACKEND, message, works or "nothing is built for it", UNIT, DEVICE)
-    for unit in units:
-        if recipe.precision in backends.able(recipe.backend, target, unit):
-            return unit
     works = f"with `{recipe.backend}`: {', '.join(dict.fromkeys(precisions))}"
     works += f"; {recipe.precision} with: {', '.join(others)}" if others else ""
     message = f"`{recipe.backend}` cannot run {recipe.precision} on {target.title}"

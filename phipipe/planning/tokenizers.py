@@ -16,10 +16,12 @@ from phipipe.errors import SourceError, StoreError, ToolchainError
 from phipipe.hub import take
 from phipipe.hub.mending import mended
 from phipipe.hub.take import Original
-from phipipe.models import remarks, stop_tokens, tokenizer_reading
+from phipipe.models import held, remarks, stop_tokens, tokenizer_reading
 from phipipe.models.checkpoint import Checkpoint
+from phipipe.models.held import Held
 from phipipe.models.remarks import Remark
 from phipipe.models.tokenizer_reading import FILES, VERSION, Reading
+from phipipe.recipe.source import Source
 from phipipe.sandbox import template_files
 from phipipe.sandbox.chat_templates import CLOCK
 from phipipe.settings import Settings
@@ -31,6 +33,15 @@ from phipipe.vision import kinds
 TOOLCHAIN = "torch"
 FOLDER = "tokenizers"  # in the cache: what was found of each set of files
 CHECK = "tokenizer"  # name of the step
+
+
+def original(source: Source, folder: Path) -> Original:
+    """As ``hub.original``, with its tokenizer ``examined``.
+
+    Raises:
+        SourceError: as both.
+    """
+    return examined(take.original(source, folder))
 
 
 def examined(original: Original) -> Original:
@@ -69,8 +80,8 @@ def _with_all_ends(checkpoint: Checkpoint) -> tuple[dict[str, Mapping[str, Json]
     """What ``generation_config.json`` must say for all tools to end an answer alike, if it does
     not."""
     folder, config = checkpoint.folder, checkpoint.config
-    stamps = tuple(_stamp(folder / name) for name in (*FILES, stop_tokens.GENERATION))
-    known, wanted = _ends(folder, json.dumps(config, sort_keys=True), stamps)
+    files = held.by((*FILES, stop_tokens.GENERATION), folder)
+    known, wanted = _ends(files, json.dumps(config, sort_keys=True))
     more = [number for number in wanted if number not in known]
     if not more:
         return {}, []
@@ -79,17 +90,10 @@ def _with_all_ends(checkpoint: Checkpoint) -> tuple[dict[str, Mapping[str, Json]
 
 
 @lru_cache(maxsize=256)
-def _ends(folder: Path, config: str, stamps: object) -> tuple[list[int], list[int]]:
-    """Rendered once for all builds of a source."""
-    read = json.loads(config)
+def _ends(files: Held, config: str) -> tuple[list[int], list[int]]:
+    """Rendered once for all sources with such files."""
+    folder, read = files.folder, json.loads(config)
     return stop_tokens.known(folder, read), stop_tokens.wanted(folder, read)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        status = path.stat()
-        return status.st_size, status.st_mtime_ns
-    return None
 
 
 def _checked_first(original: Original) -> Original:

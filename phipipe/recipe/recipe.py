@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from phipipe import metrics
 from phipipe.files import file_names
 from phipipe.recipe import addresses
+from phipipe.recipe.caching import Caching
 from phipipe.recipe.complaints import At
 from phipipe.recipe.learned import Weights
 from phipipe.recipe.packaging import Packaging
@@ -24,7 +25,6 @@ Precision = Literal["int4", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the narrowest first
 SLUG = r"^[a-z0-9][a-z0-9._-]{0,79}$"
 MAX_VARIANTS = 100
-
 
 # WikiText-2 (raw), what models of the hub are judged on where a recipe names no text. The commit is
 # the one that public projects pin (evaluation scripts, the `datasets` library's own records of
@@ -120,7 +120,7 @@ class Prompts(Model):
 class Generate(Model):
     """Prompts that the original and the build answer, greedily. `{}` takes all defaults."""
 
-    prompts: Prompts = Field(Prompts(builtin="chats"), description="What is asked.")
+    prompts: Prompts = Field(Prompts.model_construct(builtin="chats"), description="What is asked.")
     new_tokens: int = Field(
         128,
         ge=32,
@@ -137,7 +137,7 @@ class Evaluate(Model):
     """How fidelity is measured, and what must hold."""
 
     text: Text = Field(
-        Text(builtin="stories"),
+        Text.model_construct(builtin="stories"),
         description="The evaluation text; without it WikiText-2's test split for a model of the "
         "hub, else the stories.",
     )
@@ -155,8 +155,7 @@ class Evaluate(Model):
         0,
         ge=0,
         description="Positions at the start of each window that are read but not scored; half a "
-        "window is what "
-        "llama.cpp's perplexity tool skips.",
+        "window is what llama.cpp's perplexity tool skips.",
     )
     generate: Generate | None = Field(
         None,
@@ -174,8 +173,7 @@ class Evaluate(Model):
     tolerance: dict[metrics.Name, Annotated[float, Field(ge=0)]] = Field(
         {},
         description="Metric → how much worse than the last batch's accepted package it may be, "
-        "in the metric's unit; "
-        "`phipipe batch` keeps that package as `latest` otherwise.",
+        "in the metric's unit; `phipipe batch` keeps that package as `latest` otherwise.",
     )
 
     @property
@@ -240,28 +238,30 @@ class Recipe(Model):
         ge=64,
         le=1_048_576,
         description="Tokens of prompt and answer together that must fit into the device's "
-        "memory; without it 4096, "
-        "or what the model can where that is less.",
+        "memory; without it 4096, or what the model can where that is less.",
     )
     weights: Weights = Field(
-        Weights(), description="Weights prepared once for every runtime; small int4 learns them."
+        Weights.model_construct(),
+        description="Weights prepared once for every runtime; small int4 learns them.",
     )
     quantize: dict[str, Json] = Field(
         {}, description="The backend's own options (`phipipe backends NAME`)."
     )
     calibrate: Calibrate = Field(
-        Calibrate(), description="Text that data-aware quantization learns from."
+        Calibrate.model_construct(), description="Text that data-aware quantization learns from."
     )
-    evaluate: Evaluate = Field(Evaluate(), description="Fidelity and gates.")
-    measure: Measure = Field(Measure(), description="Speed.")
+    evaluate: Evaluate = Field(Evaluate.model_construct(), description="Fidelity and gates.")
+    measure: Measure = Field(Measure.model_construct(), description="Speed.")
     package: Packaging = Field(
-        Packaging(), description="What the finished package is made ready for, and who signs it."
+        Packaging.model_construct(),
+        description="What the finished package is made ready for, and who signs it.",
     )
     publish: list[Annotated[str, AfterValidator(addresses.checked)]] = Field(
         [],
         description="Where the package goes when it is written: hf://, oci:// and s3:// addresses; "
         "`{name}` is the build's name, `{digest}` the package's.",
     )
+    cache: Caching = Field(Caching.model_construct(), description="What stays in the cache.")
     tags: list[str] = Field(
         [], description="Words of yours, to select recipes by; they change no result."
     )

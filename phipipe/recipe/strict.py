@@ -10,9 +10,10 @@ from pydantic.fields import FieldInfo
 
 
 class Model(BaseModel):
-    """Frozen; an unknown key is an error; nothing is coerced."""
+    """Frozen; an unknown key is an error; nothing is coerced. Checks are built on first use: most
+    commands need those of the whole recipe alone."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:

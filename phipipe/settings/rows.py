@@ -79,7 +79,8 @@ SETTINGS = (
         key="keep",
         kind=Kind.CHOICE,
         what="`artifacts` keeps packages in their folders, and reports; what was only on the way "
-        "to them leaves the cache as soon as no step of the run needs it.",
+        "to them leaves the cache as soon as no step of the run needs it. `cache: {keep}` of a "
+        "recipe goes before it.",
         default="all",
         choices=("all", "artifacts"),
     ),

@@ -28,6 +28,18 @@ def test_a_plan_says_of_every_step_whether_it_runs_and_why() -> None:
     assert repr(plan) == "<Plan quickstart: 12 of 12 steps will run>"
 
 
+def test_a_plan_says_how_little_stays_where_the_recipe_wants_it() -> None:
+    def figures(sets: dict[str, str]) -> dict[str, int]:
+        (build,) = phipipe.plan(QUICKSTART, sets=sets).to_dict()
+        return {name: value for name, value in build.items() if name.endswith("_bytes")}
+
+    every, lean = figures({}), figures({"cache.keep": "artifacts"})
+    assert lean["kept_bytes"] < every["kept_bytes"]
+    # the package is not copied but moved
+    assert every["written_bytes"] - lean["written_bytes"] == every["delivered_bytes"]
+    assert lean["delivered_bytes"] == every["delivered_bytes"]
+
+
 def test_a_plan_changes_nothing(own_cache: Path, tmp_path: Path) -> None:
     phipipe.plan(QUICKSTART)
     assert not list(own_cache.glob("objects/*"))

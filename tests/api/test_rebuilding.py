@@ -19,6 +19,7 @@ def test_nothing_of_it_stays(own_cache: Path) -> None:
         assert place.store.root == Settings.read().cache != own_cache
         assert folder.is_relative_to(own_cache)
         assert not list(place.store.records())
+        assert not place.settings.keep_all  # it is removed: what no step reads takes no room
     assert not folder.exists()
     assert Settings.read().cache == own_cache
     assert not list((own_cache / "tmp").iterdir())

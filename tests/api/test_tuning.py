@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from testing.plans import planned
 from testing.shell import Run
 
 import phipipe
-from phipipe.api import tuning
+from phipipe.api import building, tuning, workplace
+from phipipe.cli.listeners import Silent
 from phipipe.errors import PhipipeError, RecipeError
+from phipipe.execution.results import Outcome
+from phipipe.planning.plan import Plan
 from phipipe.tuning import aims
 
 RECIPE = """\
@@ -80,6 +85,23 @@ def test_what_is_wrong_with_any_variant_is_told_before_the_first_one_starts(
     assert "int4 builds" in err
     assert "step" not in out
     assert not (tmp_path / "new.yaml").exists()
+
+
+def test_files_that_are_tried_keep_what_they_share(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Plan] = []
+
+    def attempt(command: str, plans: Sequence[Plan], *_: object) -> list[Outcome]:
+        seen.extend(plans)
+        return [Outcome(plan=plan) for plan in plans]
+
+    monkeypatch.setattr(building, "attempt", attempt)
+    made = planned("cache.keep=artifacts")
+    place = workplace.of_user(workplace.silent)
+    tuning._attempting(place, lambda plans: Silent(), workplace.silent)(made)
+    assert [plan.build.recipe.cache.keep for plan in seen] == ["all"]
+    assert seen[0].steps == made.steps
 
 
 def test_a_recipe_that_was_read_takes_no_sets(tmp_path: Path) -> None:

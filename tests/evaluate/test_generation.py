@@ -101,7 +101,7 @@ class Bench:
     def build(self, said: Mapping[str, list[int]], **params: Any) -> tuple[Answers, Model]:
         model = Model(said)
         runtime = SimpleNamespace(generate=model.said, close=lambda: None)
-        face = SimpleNamespace(open=lambda *_: runtime, tokenizer=lambda _: Words())
+        face = SimpleNamespace(to_answer=lambda *_: runtime, tokenizer=lambda _: Words())
         self.patch.setattr(generation.backends, "load", lambda name: face)
         inputs = {"artifact": self.folder, "questions": self.folder / "questions"}
         given = {"backend": "torch", "context": 4096, "strict": False, **params}

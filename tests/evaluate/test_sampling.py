@@ -169,7 +169,7 @@ def compared(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Monkey
         scale: Sequence[float] = (0.2,) * WINDOWS, **params: Any
     ) -> tuple[Metrics, Any, list[int]]:
         runtime = Noisy(logits, scale)
-        face = SimpleNamespace(open=lambda artifact, api: runtime)
+        face = SimpleNamespace(to_answer=lambda artifact, api: runtime)
         monkeypatch.setattr(backends, "load", lambda name: face)
         monkeypatch.setattr(sanity, "check", lambda *_: (reports.Sanity(), []))
         out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"

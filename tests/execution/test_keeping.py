@@ -11,12 +11,14 @@ import pytest
 from testing import lean_steps
 from testing.lean_steps import CALLS, MEANWHILE, WEIGHTS, checkpoint, plan
 from testing.plans import plan as plan_of
+from testing.plans import planned
 
 from phipipe.cli.listeners import Silent
 from phipipe.errors import StoreError
-from phipipe.execution import disk, dispatch
+from phipipe.execution import disk, dispatch, keeping
 from phipipe.execution.bench import Bench
 from phipipe.execution.manner import Manner
+from phipipe.execution.nodes import graph
 from phipipe.execution.results import NEEDED, Outcome
 from phipipe.planning.plan import Plan
 from phipipe.settings import Settings
@@ -252,6 +254,58 @@ def test_a_package_that_cannot_be_delivered_stays_in_the_cache(
     assert (tmp_path / "out" / "lean" / WEIGHTS).is_file()
 
 
+@pytest.mark.parametrize("setting", [True, False])
+@pytest.mark.parametrize("said", [None, "all", "artifacts"])
+def test_a_recipe_says_what_stays_before_the_setting_does(
+    tmp_path: Path, model: Path, setting: bool, said: str | None
+) -> None:
+    (done,) = run(tmp_path / "cache", plan(model, keep=said), keep_all=setting)
+    names, there = digests_of(done), objects(tmp_path / "cache")
+    run(tmp_path / "other", plan(model), keep_all=setting if said is None else said == "all")
+    assert there == objects(tmp_path / "other")
+    assert {names["check"], names["evaluate"]} <= there
+    (again,) = run(tmp_path / "cache", plan(model), keep_all=setting)
+    assert again.all_cached  # nothing is made again because it changed
+
+
+@pytest.mark.parametrize("said", [("all", "artifacts"), ("artifacts", "all")])
+def test_what_two_builds_share_stays_if_one_of_them_keeps_all(
+    tmp_path: Path, model: Path, said: tuple[str, str]
+) -> None:
+    # the second build's artifact is another one, twice as large
+    other, large = lean_steps.chain(model, borrows=False), 114688
+    needs = {"source": "slice"}
+    other = lean_steps.changed(other, "quantize", needs=needs, output_bytes=large)
+    other = lean_steps.changed(other, "package", output_bytes=large + 2, taken_bytes=large)
+    first = plan(model, borrows=False, keep=said[0])
+    plans, out = (first, plan_of("more", *other, keep=said[1])), tmp_path / "out"
+    keep_all = [one == "all" for one in said]
+    nodes, _ = graph(plans)
+    expected = disk.foreseen(disk.uses_among(nodes, nodes, keep_all))
+    ends = run(tmp_path / "cache", *plans, out=out)
+    assert [done.error for done in ends] == [None, None]
+    there = objects(tmp_path / "cache")
+    assert digests_of(ends[0])["source"] in there
+    assert [digests_of(done)["package"] in there for done in ends] == keep_all
+    found = [p for p in (tmp_path / "cache" / "objects").rglob("*") if p.is_file()]
+    kept = sum(p.stat().st_size for p in found)
+    assert kept == pytest.approx(expected.kept, abs=300)  # reports of a few bytes
+
+
+def test_all_stays_of_a_run_whose_recipe_is_overruled() -> None:
+    made = planned("cache.keep=artifacts")
+    own = Settings(cache=Path(), toolchains=Path(), keep_all=False)
+    assert not keeping.keeps_all(made, own)
+    assert keeping.keeps_all(keeping.keeping_all(made), own)
+
+
+def test_what_stays_is_in_no_key() -> None:
+    """Neither in what decides a step, nor in the recipe that a package has."""
+    without, with_ = planned(), planned("cache.keep=artifacts")
+    assert with_.build.recipe.cache.keep == "artifacts"
+    assert list(graph([with_]).nodes) == list(graph([without]).nodes)
+
+
 @pytest.mark.parametrize("keep_all", [True, False])
 @pytest.mark.parametrize("borrows", [True, False])
 def test_an_estimate_of_the_disk_is_what_a_run_takes(
@@ -259,7 +313,7 @@ def test_an_estimate_of_the_disk_is_what_a_run_takes(
 ) -> None:
     """Sizes are known here, so what is left to err is which of them count."""
     made = plan(model, borrows=borrows)
-    expected = disk.foreseen(disk.uses_of(made.steps), keep_all)
+    expected = disk.foreseen(disk.uses_of(made.steps, keep_all))
     seen = [0]
 
     def look() -> None:

@@ -12,8 +12,9 @@ from testing.plans import planned
 
 from phipipe import cli, hardware
 from phipipe.errors import StepKilled, StoreError
-from phipipe.execution import disk, preflight
+from phipipe.execution import disk, keeping, preflight
 from phipipe.planning.plan import Plan
+from phipipe.recipe.caching import Caching
 from phipipe.settings import Settings
 from phipipe.store.store import Store
 
@@ -106,9 +107,9 @@ def test_what_lies_there_already_counts_as_written(
     made = with_sizes(
         planned(), source={"folder": tmp_path / "partial" / "whole", "output_bytes": 1200}
     )
-    uses = disk.uses_of([step for step in made.steps if step.name == "source"])
+    uses = disk.uses_of([step for step in made.steps if step.name == "source"], keep_all=True)
     here = preflight.Machine(memory_bytes=1, cache_free_bytes=300, out_free_bytes=None)
-    run = preflight.Run(here=here, cache=tmp_path, out=None, keep_all=True)
+    run = preflight.Run(here, tmp_path, out=None)
     assert preflight._too_little_disk(uses, run) is None
     less = replace(run, here=replace(here, cache_free_bytes=100))
     assert preflight._too_little_disk(uses, less) is not None
@@ -129,9 +130,20 @@ def test_what_keeps_less_is_named_where_that_would_fit(
     assert found is not None
     assert "needs about 10." in found.message
     assert found.hint is not None
-    assert "PHIPIPE_KEEP=artifacts needs less" in found.hint
+    assert "`cache: {keep: artifacts}` in the recipe needs less" in found.hint
     lean = replace(settings, keep_all=False)
     assert preflight.refusal([made], store, lean, tmp_path) is None
+    said = keeping_as(made, "artifacts")
+    assert preflight.refusal([said], store, settings, tmp_path) is None
+    assert preflight.too_little_disk([said], store, settings, tmp_path) is None
+    assert preflight.refusal([keeping.keeping_all(said)], store, lean, tmp_path) is not None
+
+
+def keeping_as(made: Plan, keep: str) -> Plan:
+    """``made``, of a recipe that says what stays."""
+    cache = Caching.model_validate({"keep": keep})
+    recipe = made.build.recipe.model_copy(update={"cache": cache})
+    return replace(made, build=replace(made.build, recipe=recipe))
 
 
 def test_run_refuses_before_anything_is_written(

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from testing.places import RECIPES
+from testing.places import QUICKSTART, RECIPES
 from testing.shell import Shell
 
 from phipipe import backends
@@ -283,3 +285,20 @@ def test_a_machine_that_is_not_the_device_is_told_so(
     done = shell("measure", shell.folder / "packages" / f"all-targets-{row}", expect=3)
     assert words in done.stderr
     assert "phipipe eval" in done.stderr
+
+
+def test_a_recipe_is_checked_without_what_only_other_commands_need() -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from phipipe.planning import targets; "
+        f"targets.checked(Path({str(QUICKSTART)!r})); "
+        "print(json.dumps([name for name in sys.modules if name.startswith('phipipe.')]))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
+    )
+    loaded = set(json.loads(answer.stdout))
+    assert "phipipe.backends.onnxruntime" in loaded
+    others = {f"phipipe.backends.{name}" for name in backends.names()}
+    assert loaded & others == {"phipipe.backends.onnxruntime"}
+    rooms = {name.split(".")[1] for name in loaded}
+    assert not rooms & {"package", "sandbox", "evaluate", "execution", "output"}

@@ -411,6 +411,7 @@ def test_a_problem_of_the_rest_is_reported_once_and_one_of_a_variant_in_it(tmp_p
         ("{precision: int8, name: ''}", "a variant's name is text"),
         (f"{{name: {'a' * 76}}}", "more than 80 characters together"),
         ("{tags: [x]}", "`tags` is the same for all variants"),
+        ("{cache: {keep: all}}", "`cache` is the same for all variants"),
         ("{source: {path: x}}", "`source` is the same for all variants"),
         ("{quantize: {block_sise: 16}}", "did you mean `block_size`?"),
         ("{backend: torch, quantize: {block_size: 16}}", "unknown key `block_size`"),

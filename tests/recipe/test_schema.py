@@ -81,6 +81,9 @@ def test_every_shipped_recipe_fits_the_schema(validator: Draft202012Validator, p
         {"evaluate": {"gates": {"top1": {}}}},
         {"evaluate": {"gates": {"nope": {"min": 0.5}}}},
         {"tags": "a"},
+        {"cache": {"keep": "artifacts"}},
+        {"cache": {"keep": "some"}},
+        {"cache": "all"},
         {"matrix": [{"precision": "int8"}, {"evaluate": {"tokens": 512}}]},
         {"matrix": []},
         {"matrix": [{"nope": 1}]},
@@ -112,6 +115,7 @@ FULL: dict[str, Any] = BASE | {
         "gates": {"top1": {"min": 0.5}, "kld_mean": {"max": 0.1}},
     },
     "measure": {"prompt_tokens": 8, "new_tokens": 8, "repetitions": 1},
+    "cache": {"keep": "all"},
     "tags": ["a"],
     "matrix": [
         {"name": "a"},

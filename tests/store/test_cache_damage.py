@@ -53,7 +53,8 @@ class Workshop:
         self.outside = Outside(self.source, ("a.txt", "b.txt"))
         first = self.step("first", outside={"files": self.outside})
         steps = (first, self.step("second", "first"), self.step("third", "first", "second"))
-        build: Any = SimpleNamespace(name="tried", recipe=SimpleNamespace(backend="none"))
+        recipe = SimpleNamespace(backend="none", cache=SimpleNamespace(keep=None))
+        build: Any = SimpleNamespace(name="tried", recipe=recipe)
         made: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
         self.plan = made
 

@@ -128,9 +128,16 @@ def chain(folder: Path, *, borrows: bool = True, tokens: int = 1) -> list[Step]:
     ]
 
 
-def plan(folder: Path, *, borrows: bool = True, tokens: int = 1, name: str = "lean") -> Plan:
-    """A plan of ``chain``."""
-    return plan_of(name, *chain(folder, borrows=borrows, tokens=tokens))
+def plan(
+    folder: Path,
+    *,
+    borrows: bool = True,
+    tokens: int = 1,
+    name: str = "lean",
+    keep: str | None = None,
+) -> Plan:
+    """A plan of ``chain``; ``keep`` as its recipe says it."""
+    return plan_of(name, *chain(folder, borrows=borrows, tokens=tokens), keep=keep)
 
 
 def changed(steps: list[Step], name: str, **more: Any) -> list[Step]:

@@ -74,8 +74,10 @@ def step(
     )
 
 
-def plan(name: str, *steps: Step) -> Plan:
-    recipe = SimpleNamespace(backend=name[0], package=SimpleNamespace(sign=None))
+def plan(name: str, *steps: Step, keep: str | None = None) -> Plan:
+    """A plan of ``steps``; ``keep`` as a recipe's `cache:` has it."""
+    package, cache = SimpleNamespace(sign=None), SimpleNamespace(keep=keep)
+    recipe = SimpleNamespace(backend=name[0], package=package, cache=cache)
     build: Any = SimpleNamespace(name=name, recipe=recipe)
     made: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
     return made  # type: ignore[no-any-return]

@@ -66,7 +66,8 @@ def chain(steps: int, seconds: float = 0.0) -> Plan:
 
 
 def planned(*steps: Step) -> Plan:
-    build: Any = SimpleNamespace(name="chain", recipe=SimpleNamespace(backend="none"))
+    recipe = SimpleNamespace(backend="none", cache=SimpleNamespace(keep=None))
+    build: Any = SimpleNamespace(name="chain", recipe=recipe)
     plan: Any = Plan(build=build, device=None, api="cpu", on_target="false", steps=steps)  # type: ignore[arg-type]
     return plan  # type: ignore[no-any-return]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ from phipipe.backends.llamacpp.options import ADVICE, STORES, Options, tensor_ty
 from phipipe.backends.llamacpp.rules import RULES
 from phipipe.backends.llamacpp.types import BITS, DTYPES, FLOATS, TYPES, float_type
 from phipipe.files import json_files
-from phipipe.models import layerwise_memory, linears
+from phipipe.models import held, layerwise_memory, linears
+from phipipe.models.held import Held
 from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Json, Params, Step
 
@@ -215,7 +217,12 @@ def stripped_after(checkpoint: Checkpoint) -> bool:
     path = checkpoint.folder / "tokenizer.json"
     if checkpoint.folder == Path() or not path.is_file():  # a shape without files
         return checkpoint.model_type == "phi3"
-    added = json_files.read_object(path).get("added_tokens") or []
+    return _strips(held.by((path.name,), path.parent))
+
+
+@lru_cache(maxsize=64)
+def _strips(file: Held) -> bool:
+    added = json_files.read_object(file.folder / "tokenizer.json").get("added_tokens") or []
     marks = [t for t in added if t.get("special") and str(t.get("content")).startswith("<|")]
     return any(token.get("rstrip") for token in marks)
 

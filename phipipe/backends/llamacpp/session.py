@@ -5,7 +5,6 @@ Only ``llama_cpp``'s C interface is used; its own classes keep all logits of a c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ BLOCK = 32  # values that share a scale in them
 def threads() -> int:
     """How many threads to compute with: what the parent allows this process, else all cores that it
     has."""
-    return int(os.environ.get("OMP_NUM_THREADS") or hardware.cores())
+    return hardware.threads(hardware.cores())
 
 
 class Session:

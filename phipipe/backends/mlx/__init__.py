@@ -20,7 +20,6 @@ from phipipe.backends.mlx.rules import FIXUPS, RULES
 from phipipe.backends.mlx.sizes import STORES, stored_bytes, usual_group, weight_bits, widths_of
 from phipipe.backends.widths import FLOAT_BITS, Width, widens_layers
 from phipipe.models import rotary
-from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Dtype, Json, Params, Step
 
 if TYPE_CHECKING:
@@ -162,6 +161,8 @@ def knob(recipe: Recipe, api: str) -> str:
 
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer as mlx-lm reads it, in a limited child."""
+    from phipipe.sandbox.tokenizer import open_in_child
+
     imports = ["mlx_lm.utils", "transformers:AutoTokenizer"]
     return open_in_child("phipipe.backends.mlx.vocabulary:opened", artifact, imports)
 

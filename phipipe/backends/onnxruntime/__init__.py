@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phipipe import hardware
 from phipipe.algorithms import olive
 from phipipe.backends import genai, widths
 from phipipe.backends.base import LEARNING, Backend, Finer, Job
@@ -221,6 +222,14 @@ def open(artifact: Path, api: str = "cpu") -> Runtime:
     return session.Session(artifact, api)
 
 
+def open_to_answer(artifact: Path, api: str = "cpu") -> Runtime:
+    """As ``open``; on the CPU it generates with a thread for each core that it may use."""
+    from phipipe.backends.onnxruntime import session
+
+    threads = hardware.threads(hardware.whole_cores()) if api == "cpu" else 0
+    return session.Session(artifact, api, threads)
+
+
 def codec(params: Params) -> Codec:
     """What onnxruntime rounds rows of a weight to."""
     from phipipe.backends.onnxruntime.codecs import codec
@@ -264,6 +273,7 @@ FACE = Backend(
     normalizes=False,
     cuts_digits=False,
     open=open,
+    wide=open_to_answer,
     tokenizer=genai.tokenizer,
     suits="Windows, phones, browsers and NVIDIA GPUs through one library with a C API. "
     "Choose it for an app of yours, for DirectML and WebGPU, and for Foundry Local.",

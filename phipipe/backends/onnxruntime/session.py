@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import onnxruntime_genai as genai
-import psutil
 
 from phipipe import hardware
 from phipipe.backends.absent import absent
@@ -20,18 +19,21 @@ from phipipe.backends.onnxruntime.layout import CONFIG, MODEL
 from phipipe.models import tokenizer_files
 from phipipe.steps import Json
 
+GRAPHS = ("decoder", "vision", "speech", "embedding")  # parts with a session of their own
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Session:
     """``Runtime`` over a folder. Each half is loaded when it is asked for, in place of the other.
+    ``threads`` is what onnxruntime-genai generates with, 0 for what it takes by itself: half of the
+    machine's logical CPUs, however many cores they are.
 
     Raises:
         TargetError: ``api`` is "cuda", and this machine has no such GPU.
     """
 
-    def __init__(self, folder: Path, api: str = "cpu") -> None:
-        self._folder, self._provider = folder, PROVIDERS[api]
+    def __init__(self, folder: Path, api: str = "cpu", threads: int = 0) -> None:
+        self._folder, self._provider, self._threads = folder, PROVIDERS[api], threads
         if api != "cpu":
             _check_provider(self._provider)
         self._config = json.loads((folder / CONFIG).read_text("utf-8"))["model"]
@@ -121,7 +123,10 @@ class Session:
     def _loaded(self) -> genai.Model:
         if self._model is None:
             self._session = self._embedding = None
-            self._model = genai.Model(str(self._folder))
+            config = genai.Config(str(self._folder))
+            if self._threads:
+                config.overlay(_overlay(self._config, self._threads))
+            self._model = genai.Model(config)
         return self._model
 
     def _generator(self, length: int, limit: int) -> tuple[genai.Generator, int]:
@@ -161,9 +166,16 @@ def _check_provider(provider: str) -> None:
     onnxruntime.preload_dlls()  # CUDA's libraries come as packages beside it, where no loader looks
 
 
+def _overlay(model: Mapping[str, Json], threads: int) -> str:
+    """What onnxruntime-genai lays on its settings of ``model`` for that number of ``threads``."""
+    options = {"session_options": {"intra_op_num_threads": threads}}
+    parts = [name for name in GRAPHS if name in model]
+    return json.dumps({"model": dict.fromkeys(parts, options)})
+
+
 def _session(folder: Path, provider: str, name: str = MODEL) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = min(hardware.cores(), psutil.cpu_count(logical=False) or 1)
+    options.intra_op_num_threads = hardware.whole_cores()
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors; the exception carries the message anyway
     return onnxruntime.InferenceSession(str(folder / name), options, providers=[provider])

@@ -28,7 +28,6 @@ from phipipe.backends.openvino.sizes import STORES, stored_bytes, weight_bits, w
 from phipipe.backends.widths import widens_layers
 from phipipe.models import rotary
 from phipipe.recipe.learned import groups_words
-from phipipe.sandbox.tokenizer import open_in_child
 from phipipe.steps import Params, Step
 from phipipe.vision import kinds
 
@@ -217,6 +216,8 @@ def usual_cache(recipe: Recipe, api: str) -> str | None:
 def tokenizer(artifact: Path) -> Tokenizer:
     """The tokenizer graphs that ship in the folder, as openvino-genai reads them, in a limited
     child."""
+    from phipipe.sandbox.tokenizer import open_in_child
+
     module = "phipipe.backends.openvino.vocabulary"
     return open_in_child(f"{module}:GenaiTokenizer", artifact, [module])
 

@@ -30,7 +30,7 @@ from tokenizers import models as tokenizer_models
 from phipipe.backends import fixups
 from phipipe.backends import onnxruntime as backend
 from phipipe.backends.onnxruntime import convert as conversion
-from phipipe.backends.onnxruntime import graph, layout, rounding, schemes
+from phipipe.backends.onnxruntime import graph, layout, rounding, schemes, session
 from phipipe.backends.onnxruntime import quantize as quantization
 from phipipe.backends.onnxruntime.verify import verify
 from phipipe.models import checkpoints, mapped
@@ -306,6 +306,20 @@ def fidelity(root: Path, plain: Path, tied: Path) -> dict[str, Any]:
     return facts
 
 
+def threads(model: Path) -> dict[str, Any]:
+    """What ``model`` answers with onnxruntime-genai's own number of threads, and with others."""
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    prompts = [tokens(count) for count in (5, 48)]
+    opened = {name: session.Session(model, threads=n) for name, n in (("own", 0), ("1", 1))}
+    opened |= {"2": session.Session(model, threads=2), "wide": backend.FACE.to_answer(model)}
+    answers = {}
+    for name, runtime in opened.items():
+        answers[name] = [list(runtime.generate(prompt, 32)) for prompt in prompts]
+        runtime.close()
+    after = {path.name: path.read_bytes() for path in model.iterdir()}
+    return {"answers": answers, "same_files": before == after}
+
+
 def providers(root: Path, plain: Path) -> dict[str, Any]:
     """GPUs: what is built equals the bare builder's, and the very file gives the source's logits on
     this CPU."""
@@ -515,6 +529,7 @@ def main(root: Path) -> None:
     checks: dict[str, Callable[[], dict[str, Any]]] = {
         "equality": lambda: equality(root, plain, tied),
         "fidelity": lambda: fidelity(root, plain, tied),
+        "threads": lambda: threads(root / plain.name / "default"),
         "providers": lambda: providers(root, plain),
         "window": lambda: window(root),
         "failures": lambda: failures(root),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from testing.drive import facts_of, section
 from testing.shapes import phi3
 
+from phipipe import hardware
 from phipipe.backends import onnxruntime
 from phipipe.backends.base import Job
 from phipipe.backends.onnxruntime.schemes import Linear, raised_nodes, schemes_of
@@ -289,6 +291,30 @@ def test_more_bits_are_closer(facts: dict[str, Any], source: str) -> None:
 @pytest.mark.parametrize("source", ["plain", "tied"])
 def test_generation_follows_the_logits(facts: dict[str, Any], source: str) -> None:
     assert set(section(facts, "fidelity")[source]["chains"].values()) == {True}
+
+
+def test_answers_do_not_depend_on_the_number_of_threads(facts: dict[str, Any]) -> None:
+    found = section(facts, "threads")
+    (own, *others) = found["answers"].values()
+    assert all(len(answer) > 1 for answer in own)
+    assert others == [own] * 3
+    assert found["same_files"]
+
+
+def test_answers_get_a_thread_for_each_core_and_measurements_the_runtimes_own() -> None:
+    asked: list[int] = []
+    made = SimpleNamespace(Session=lambda folder, api, threads=0: asked.append(threads))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "phipipe.backends.onnxruntime.session", made)
+        patch.setattr(onnxruntime, "session", made, raising=False)
+        patch.setattr(hardware, "whole_cores", lambda: 6)
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        onnxruntime.FACE.to_answer(Path())
+        onnxruntime.FACE.to_answer(Path(), "cuda")
+        onnxruntime.FACE.open(Path())
+        patch.setenv("OMP_NUM_THREADS", "3")  # other steps run beside it
+        onnxruntime.FACE.to_answer(Path())
+    assert asked == [6, 0, 0, 3]
 
 
 @pytest.mark.parametrize("prompt", [20, 150])
