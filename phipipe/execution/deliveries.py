@@ -1,4 +1,8 @@
-"""Packages on their way out of the store, a few at a time."""
+"""Packages on their way out of the store, a few at a time.
+
+Of several builds with one package, each gets its own: one after another, and the last may be given
+the store's files.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ class Deliveries:
 
     def __init__(self, keeping: Keeping, aside: Aside) -> None:
         self._store, self._aside, self._move = keeping.store, aside, not keeping.keep_all
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._copying = 0
+        self._waiting: deque[tuple[str, Callable[[bool], None]]] = deque()
+        self._copying: set[str] = set()  # digests
         self._under_way: set[int] = set()  # builds, also those that wait
         self.damaged: Counter[int] = Counter()  # build → how often its package was found damaged
 
@@ -48,21 +52,33 @@ class Deliveries:
         """Copy the ``package`` of ``build`` to ``target`` when its turn comes, signed as the recipe
         of ``what`` it is wants it; ``then`` hears of the end."""
         self._under_way.add(build)
+        digest = package.stored.digest
 
         def end(result: bool | PhipipeError) -> None:
-            self._copying -= 1
+            self._copying.discard(digest)
             self._under_way.discard(build)
             then(build, target, result)
 
         finish = Finish(what) if what.recipe.package.sign else None
-        copy = partial(_deliver, self._store, package.stored, target, finish, self._move)
-        self._waiting.append(partial(self._aside.start, copy, end))
+
+        def start(move: bool) -> None:
+            copy = partial(_deliver, self._store, package.stored, target, finish, move)
+            self._aside.start(copy, end)
+
+        self._waiting.append((digest, start))
 
     def start(self) -> None:
         """Start what may be started."""
-        while self._waiting and self._copying < AT_ONCE:
-            self._copying += 1
-            self._waiting.popleft()()
+        held = deque[tuple[str, Callable[[bool], None]]]()
+        while self._waiting and len(self._copying) < AT_ONCE:
+            digest, start = self._waiting.popleft()
+            if digest in self._copying:
+                held.append((digest, start))
+                continue
+            is_last = all(digest != other for other, _ in (*self._waiting, *held))
+            self._copying.add(digest)
+            start(self._move and is_last)
+        self._waiting.extendleft(reversed(held))
 
 
 def _deliver(store: Store, stored: Stored, target: Path, finish: Finish | None, move: bool) -> bool:
