@@ -128,7 +128,7 @@ def hash_file(path: Path) -> str:
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0, opener=_plain_file) as stream:  # noqa: PTH123 - an opener
+    with open(path, "rb", buffering=0, opener=_plain_file) as stream:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
