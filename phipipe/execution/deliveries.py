@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,14 +30,20 @@ class Delivery:
     target: Path
     move: bool
 
+    @property
+    def digest(self) -> str:
+        """Of what is delivered."""
+        return self.package.stored.digest
+
 
 class Deliveries:
-    """Used from the run's own thread alone; copies are made aside."""
+    """Used from the run's own thread alone; copies are made aside. Of several builds with the same
+    package the last takes it away, where it does not stay."""
 
     def __init__(self, store: Store, aside: Aside) -> None:
         self._store, self._aside = store, aside
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._copying = 0
+        self._waiting: deque[tuple[Delivery, Callable[[bool | PhipipeError], None]]] = deque()
+        self._copying: set[str] = set()  # digests
         self._under_way: set[int] = set()  # builds, also those that wait
         self.damaged: Counter[int] = Counter()  # build → how often its package was found damaged
 
@@ -57,18 +63,26 @@ class Deliveries:
         self._under_way.add(build)
 
         def end(result: bool | PhipipeError) -> None:
-            self._copying -= 1
+            self._copying.discard(delivery.digest)
             self._under_way.discard(build)
             then(build, delivery.target, result)
 
-        copy = partial(_deliver, self._store, delivery)
-        self._waiting.append(partial(self._aside.start, copy, end))
+        self._waiting.append((delivery, end))
 
     def start(self) -> None:
         """Start what may be started."""
-        while self._waiting and self._copying < AT_ONCE:
-            self._copying += 1
-            self._waiting.popleft()()
+        held = deque[tuple[Delivery, Callable[[bool | PhipipeError], None]]]()
+        while self._waiting and len(self._copying) < AT_ONCE:
+            delivery, end = self._waiting.popleft()
+            if delivery.digest in self._copying:
+                held.append((delivery, end))
+                continue
+            others = (other.digest for other, _ in (*self._waiting, *held))
+            is_last = delivery.digest not in others
+            made = replace(delivery, move=delivery.move and is_last)
+            self._copying.add(delivery.digest)
+            self._aside.start(partial(_deliver, self._store, made), end)
+        self._waiting.extendleft(reversed(held))
 
 
 def _deliver(store: Store, delivery: Delivery) -> bool:

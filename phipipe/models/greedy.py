@@ -81,7 +81,7 @@ def answer(
         return [[] for _ in prompts]
     with torch.inference_mode():
         texts = [model.seen(prompt) for prompt in prompts]
-        if _can_draft(model, max(map(len, texts)) + limit):
+        if _can_draft(model, max(map(len, texts)) + limit + LONGEST_DRAFT):
             return _Drafted(model, texts, limit).all()
         return _plain(model, texts, limit)
 
@@ -173,7 +173,7 @@ class _Drafted:
         none."""
         lengths = [len(self._ids[i]) for i in self._going]
         room = self._end - self._exact.mask.shape[1] - (self._limit - min(lengths)) - 1
-        room = min(room, self._limit - max(lengths) - 1)
+        room = min(room, self._limit - min(lengths) - 1)
         count = int(max(min(self._record.length(), room), 0)) if self._record else 0
         guesses = torch.zeros((len(self._going), count), dtype=torch.long)
         if not count:
@@ -206,6 +206,7 @@ class _Drafted:
         ):
             right = _agreed(guess, chosen, self._model.ends)
             self._ids[i] += chosen[: right + 1]
+            del self._ids[i][self._limit :]  # of a text that is further than others
             taken.append(right)
         return taken
 

@@ -117,7 +117,7 @@ def _is_ours(said: Statement) -> bool:
     one of the two does not make it another's."""
     predicate = said.predicate
     names = predicate.buildDefinition.buildType, predicate.runDetails.builder.id
-    return any(name.startswith(OURS) for name in names)
+    return any(name.casefold().startswith(OURS) for name in names)  # as URNs are compared
 
 
 def _changes(content: Json, written: bytes, wanted: Json) -> Iterator[str]:

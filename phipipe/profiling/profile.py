@@ -13,6 +13,8 @@ from phipipe.profiling import path
 from phipipe.profiling.rows import Row, rows, seconds
 from phipipe.steps import Json
 
+_END = 2**63  # of what is counted or timed: whatever is as large, somebody wrote into the file
+
 
 def profile(run: Run) -> Profile:
     """Where the time of ``run`` went, as far as it was recorded."""
@@ -97,8 +99,8 @@ def _wait(told: dict[str, Json]) -> Iterator[Wait]:
 
 def _number(value: Json) -> float | None:
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return round(float(value), 3) if known and 0 <= value < float("inf") else None
+    return round(float(value), 3) if known and 0 <= value < _END else None
 
 
 def _count(value: Json) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < _END else None

@@ -9,6 +9,7 @@ and 1 are not.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -120,13 +121,28 @@ def _check_names(names: list[str]) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 in hex of a file's content, read in pieces."""
+    """SHA-256 in hex of a plain file's content, read in pieces.
+
+    Raises:
+        OSError: it cannot be read, or is something whose reading need not end, such as a pipe.
+    """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as stream:
+    with open(path, "rb", buffering=0, opener=_plain_file) as stream:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def _plain_file(path: str, flags: int) -> int:
+    """Open a plain file; what is none is refused, and waits for nobody."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, "it is no plain file", path)
+    return descriptor
 
 
 def walk(folder: Path) -> dict[str, os.stat_result]:

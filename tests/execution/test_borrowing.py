@@ -196,6 +196,30 @@ def test_a_checkpoint_that_is_gone_is_named_with_what_to_do(
     assert isinstance(error, SourceError)
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("odd", ["pipe", "device", "folder"])
+def test_what_came_in_a_file_s_place_is_refused_and_nobody_waits_for_it(
+    tmp_path: Path, model: Path, odd: str, when: str
+) -> None:
+    def change() -> None:
+        (model / WEIGHTS).unlink()
+        if odd == "pipe":
+            os.mkfifo(model / WEIGHTS)
+        elif odd == "device":
+            (model / WEIGHTS).symlink_to("/dev/zero")
+        else:
+            (model / WEIGHTS).mkdir()
+
+    made = plan(model)
+    if when == "before":
+        change()
+    else:
+        MEANWHILE["slice"] = change
+    error = fails(run(tmp_path / "cache", made))
+    assert isinstance(error, SourceError)
+    assert error.message == f"cannot read `{model / WEIGHTS}`: it is no plain file"
+
+
 def test_a_step_that_fails_because_the_checkpoint_vanished_says_that(
     tmp_path: Path, model: Path
 ) -> None:

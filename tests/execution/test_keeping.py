@@ -144,6 +144,19 @@ def test_an_artifact_does_not_come_back_from_a_damaged_package(tmp_path: Path, m
     assert packed.read_bytes() == (model / WEIGHTS).read_bytes() * 2
 
 
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_builds_with_one_package_each_get_it(tmp_path: Path, model: Path, keep_all: bool) -> None:
+    plans = [plan(model, name=name) for name in "abcd"]
+    ends = run(tmp_path / "cache", *plans, out=tmp_path / "out", keep_all=keep_all)
+    assert [done.error for done in ends] == [None] * 4
+    assert CALLS.count("package") == 1
+    raw = (model / WEIGHTS).read_bytes() * 2
+    assert all((tmp_path / "out" / name / WEIGHTS).read_bytes() == raw for name in "abcd")
+    kept = ends[0].results["package"].stored.digest in objects(tmp_path / "cache")
+    assert kept is (keep_all or not LINKS)
+    assert linked(tmp_path / "cache", tmp_path / "out") == []
+
+
 def test_a_package_that_was_deleted_is_built_again(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "out"
     run(tmp_path / "cache", plan(model), out=out)

@@ -139,6 +139,32 @@ def answers(model: Any, whole: Any, prompts: list[list[int]]) -> dict[str, Any]:
     return found | {"tokens": max(map(len, expected))}
 
 
+@torch.inference_mode()
+def uneven(folder: Path) -> dict[str, Any]:
+    """Eight long answers of which one draft in twelve goes wrong, so that some are further than
+    others: whether they are the same, and how many passes of the exact model each time took."""
+    model: Any = layerwise.Layerwise(folder)
+    model.ends = frozenset()
+    random, short = np.random.default_rng(4), model.advance_short
+    prompts = [random.integers(3, 500, 4 + 3 * i).tolist() for i in range(8)]
+    expected = greedy.answer(model, prompts, 96)
+    advance, passes = model.advance, list[int]()
+
+    def counted(given: Any) -> None:
+        passes.append(len(given))
+        advance(given)
+
+    def spoiled(given: Any) -> None:
+        short(given)
+        wrong = torch.rand(len(given.hidden), 1, 1) < 1 / 12
+        given.hidden = given.hidden + 20 * wrong * torch.randn_like(given.hidden)
+
+    model.advance, model.advance_short = counted, spoiled
+    torch.manual_seed(0)
+    found = [greedy.answer(model, prompts, 96) == expected for _ in range(4)]
+    return {"answers": found, "passes": len(passes) / len(found)}
+
+
 def refusals(root: Path) -> dict[str, str]:
     """What is said of weights of which one value is no number, by the tensor that has it."""
     said = {}
@@ -164,6 +190,7 @@ def main(root: Path) -> None:
     facts = {name: compared(made(root / name, config)) for name, config in ARCHITECTURES.items()}
     facts |= {name: compared(stored(root / name, change)) for name, change in STORED.items()}
     facts["refusals"] = refusals(root)
+    facts["uneven"] = uneven(root / "bf16")
     layerwise.TOGETHER = 100  # a window at a time
     facts["apart"] = compared(root / "bf16")
     (root / "facts.json").write_text(json.dumps(facts, indent=2))

@@ -56,6 +56,11 @@ def test_drafts_save_passes_through_the_layers(facts: dict[str, Any]) -> None:
     assert facts["bf16"]["passes"] <= facts["bf16"]["tokens"] / 4
 
 
+def test_a_text_near_its_end_does_not_shorten_the_drafts_of_others(facts: dict[str, Any]) -> None:
+    assert facts["uneven"]["answers"] == [True] * 4
+    assert facts["uneven"]["passes"] <= 16  # of 96 tokens
+
+
 @pytest.mark.parametrize("name", [*MAPPED, *WIDE])
 def test_answers_leave_no_state(facts: dict[str, Any], name: str) -> None:
     assert facts[name]["again"]

@@ -172,6 +172,13 @@ def _build(said: dict[str, Any]) -> Any:
             "look at `predicate.buildDefinition.buildType`",
         ),
         (
+            lambda s: (
+                _build(s).update(buildType="URN:PhiPipe:build:1"),
+                s["predicate"]["runDetails"]["builder"].update(id="https://example.org"),
+            ),
+            "look at `predicate.buildDefinition.buildType`",
+        ),
+        (
             lambda s: s["predicate"]["runDetails"]["builder"].update(id="https://example.org"),
             "look at `predicate.runDetails.builder.id`",
         ),
