@@ -73,6 +73,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
             progress.report(len(seen), len(pictures), "pictures")
     del tower
     model = Layerwise(inputs["source"])
+    seen = [vectors.to(model.unit) for vectors in seen]
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = greedy.answer(model, prompts, ANSWER_TOKENS)
     progress.generated(sum(map(len, answers)))

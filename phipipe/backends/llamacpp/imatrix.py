@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from phipipe import progress
 from phipipe.backends.llamacpp import IMATRIX
 from phipipe.errors import StepFailed
+from phipipe.models import compute
 from phipipe.models.transformers_files import config_of
 from phipipe.steps import Inputs, Params
 
@@ -36,10 +37,11 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
         trust_remote_code=False,
         use_safetensors=True,
     ).eval()
+    model.to(compute.device(learns=True))
     windows = np.load(inputs["calibration"] / "tokens.npy")
     rename = _names(model.config.model_type, model.config.num_hidden_layers)
     vectors = {
-        f"{rename(name)}.weight": (total / windows.size).numpy()
+        f"{rename(name)}.weight": (total / windows.size).cpu().numpy()
         for name, total in _squares(model, windows).items()
     }
     for name, values in vectors.items():
@@ -68,7 +70,8 @@ def _squares(model: PreTrainedModel, windows: npt.NDArray[np.int32]) -> dict[str
     ]
     with torch.inference_mode():
         for i, window in enumerate(windows):
-            model(input_ids=torch.from_numpy(window[None].astype(np.int64)), use_cache=False)
+            ids = torch.from_numpy(window[None].astype(np.int64)).to(model.device)
+            model(input_ids=ids, use_cache=False)
             progress.report(i + 1, len(windows), "windows")
     for hook in hooks:
         hook.remove()
