@@ -153,6 +153,6 @@ def _tried(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _refusal(name: str, problem: str) -> ToolchainError:
     return ToolchainError(
         f"this machine has no {_KINDS[name].title} that steps can compute on: {problem}",
-        hint="unset PHIPIPE_COMPUTE to compute on the CPU; after a driver was installed, "
+        hint="PHIPIPE_COMPUTE=cpu computes on the CPU; if the driver is newer than the toolchain, "
         "phipipe toolchain install torch --force",
     )

@@ -93,8 +93,7 @@ class Layerwise:
             use_safetensors=True,
         ).eval()
         self._base: Any = self._model.base_model
-        # The decoder layers, whose own weights are as the files have them.
-        self.layers: list[torch.nn.Module] = list(self._base.layers)
+        self.layers: list[torch.nn.Module] = list(self._base.layers)  # weights as files have them
         self._room: dict[Any, Any] = {}
         self.ends = frozenset(tokenizer_files.end_ids(self._model.generation_config.eos_token_id))
         for name, module in self._base.named_children():
@@ -194,9 +193,8 @@ class Layerwise:
 
     def table(self, head: bool) -> torch.Tensor:
         """The matrix of the ``head``, else of the embedding, float32 [vocabulary, hidden size]."""
-        if head:
-            return self.head["lm_head.weight"]
-        return self._stored(self._base.embed_tokens.weight)
+        own = self._base.embed_tokens.weight
+        return self.head["lm_head.weight"] if head else self._stored(own)
 
     @cached_property
     def head(self) -> Mapping[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def _together(steps: Sequence[Row]) -> tuple[float, float]:
 
 def _timed(row: Row, critical: bool | None) -> Timed:
     end, is_step = row.last, row.kind == "step"
-    machine = end.get("machine")
+    machine, gpu = end.get("machine"), end.get("gpu")
     return Timed(
         name=row.name,
         is_toolchain=not is_step,
@@ -73,6 +73,8 @@ def _timed(row: Row, critical: bool | None) -> Timed:
         peak_rss_bytes=_count(end.get("peak_rss_bytes")),
         scored_tokens=_count(end.get("scored_tokens")),
         generated_tokens=_count(end.get("generated_tokens")),
+        gpu=str(gpu) if gpu else None,
+        peak_gpu_bytes=_count(end.get("peak_gpu_bytes")),
         waits=_waits(row),
         critical=critical,
     )

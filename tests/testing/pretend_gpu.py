@@ -1,4 +1,4 @@
-"""A GPU that is none: tensors that say they are on a device of their own, and refuse to meet others.
+"""A GPU that is none: tensors that say they are on a device of their own, and meet no others.
 
 Their values lie on the CPU, where everything is computed; what PyTorch would ask of a GPU holds:
 operands of one operation are on one device, and only ``to``, ``cpu`` and ``copy_`` go from one to

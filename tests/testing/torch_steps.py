@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from testing.variants import TINY, tokens
 from transformers import AutoModelForCausalLM
 
 from phipipe.algorithms import distil, fisher, learn, smooth_run
@@ -18,6 +17,7 @@ from phipipe.algorithms.sensitivity import SENSITIVITY
 from phipipe.evaluate import original
 from phipipe.models import linears, weight_files
 from phipipe.models.tensors import tensors
+from testing.variants import TINY, tokens
 
 WINDOW, LIMIT = 64, 24
 
