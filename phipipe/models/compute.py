@@ -128,7 +128,8 @@ def _problem(name: str) -> str | None:
     torch.set_float32_matmul_precision("highest")
     try:
         off = _off(torch.device(name, 0))
-    except RuntimeError as error:  # no kernels for it, no memory left, a driver that is too old
+    # no kernels for it, no memory left, a driver that is too old, a build without it
+    except (RuntimeError, AssertionError) as error:
         return str(error).strip().partition("\n")[0]
     return None if off <= EXACT else f"its products in fp32 are off by {off:.0e} of their size"
 

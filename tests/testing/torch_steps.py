@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM
 from phipipe.algorithms import distil, fisher, learn, smooth_run
 from phipipe.algorithms.lattice import Lattice
 from phipipe.algorithms.sensitivity import SENSITIVITY
+from phipipe.backends.llamacpp.imatrix import IMATRIX, imatrix
+from phipipe.backends.torch.session import Session
 from phipipe.evaluate import original
-from phipipe.models import linears, weight_files
+from phipipe.models import compute, greedy, linears, weight_files
+from phipipe.models.layerwise import Layerwise
 from phipipe.models.tensors import tensors
 from testing.variants import TINY, tokens
 
@@ -24,22 +27,21 @@ WINDOW, LIMIT = 64, 24
 Arrays = dict[str, Any]
 
 
-def _learned(root: Path, method: str) -> Arrays:
-    """Codes × scales of a few matrices, and how far all of them are from the original."""
+def _learned(root: Path, method: str, layers: str = "layers") -> Arrays:
+    """Codes × scales of the matrices in ``layers``, and with all of them outside."""
     out = root / method
     out.mkdir()
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    names = {name: key for key, _ in model.named_parameters() if (name := linears.linear_of(key))}
+    named = (linears.linear_of(key) for key, _ in model.named_parameters())
+    names = [n for n in named if n and (layers in n or "layers" not in n)]
     widths = {name: [4 if "layers" in name else 8, 32] for name in names}
     learn.learn(
         {"source": TINY, "calibration": root / "calibration"},
         out,
-        {"learn": method, "widths": widths, "iterations": 2},
+        {"learn": method, "widths": widths},
     )
-    stored, weights = Lattice(out), dict(model.named_parameters())
-    return {
-        name: stored[name].dense() - weights[key].detach().numpy() for name, key in names.items()
-    }
+    stored = Lattice(out)
+    return {name: stored[name].dense() for name in names}
 
 
 def _distilled(root: Path) -> Arrays:
@@ -70,8 +72,6 @@ def _folded(root: Path) -> Arrays:
 
 
 def _important(root: Path) -> Arrays:
-    from phipipe.backends.llamacpp.imatrix import IMATRIX, imatrix
-
     out = root / "imatrix"
     out.mkdir()
     imatrix({"source": TINY, "calibration": root / "calibration"}, out, {})
@@ -79,9 +79,15 @@ def _important(root: Path) -> Arrays:
         return dict(arrays)
 
 
-def _rounded(root: Path) -> Arrays:
-    from phipipe.models.layerwise import Layerwise
+def _scored(root: Path) -> Arrays:
+    """As a build of this backend: in fp32, and an answer as transformers runs it."""
+    unit = compute.device().type
+    row = tokens("evaluation.txt", 1, WINDOW)[0].tolist()
+    scored, run = Session(TINY, unit), Session(TINY, unit, as_run=True)
+    return {"logits": scored.logits(row), "answer": np.array(list(run.generate(row, 8)))}
 
+
+def _rounded(root: Path) -> Arrays:
     windows = tokens("evaluation.txt", 2, WINDOW).tolist()
     model = Layerwise(TINY, rounded=torch.bfloat16)
     return {str(i): logits for i, logits in enumerate(model.logits(windows))}
@@ -94,9 +100,6 @@ def _predicted(root: Path) -> Arrays:
 
 def _answered(root: Path) -> Arrays:
     """With drafts, and without."""
-    from phipipe.models import greedy
-    from phipipe.models.layerwise import Layerwise
-
     prompts = [row[: 5 + 4 * i] for i, row in enumerate(tokens("evaluation.txt", 3, 32).tolist())]
     model = Layerwise(TINY)
     found = {"drafted": greedy.answer(model, prompts, LIMIT)}
@@ -113,7 +116,8 @@ STEPS: Mapping[str, Callable[[Path], Arrays]] = {
     "answers": _answered,
     "round": lambda root: _learned(root, "round"),
     "search": lambda root: _learned(root, "search"),
-    "gptq": lambda root: _learned(root, "gptq"),
+    "gptq": lambda root: _learned(root, "gptq", "layers.0"),
+    "session": _scored,
     "distil": _distilled,  # of what "round" left
     "sensitivity": _measured,
     "smooth": _folded,
