@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from auto_round import AutoRound
 
-from phipipe.models import longrope
+from phipipe.models import compute, longrope
 from phipipe.models.staging import staged
 from phipipe.steps import Json, Params
 
@@ -60,11 +60,13 @@ def _settings(params: Params) -> dict[str, Json]:
     aside on disk (``low_cpu_mem_usage``).
     """
     how: dict[str, Json] = {"iters": 0, "disable_opt_rtn": True, "disable_model_free": True}
+    how["device_map"] = "cpu"
     if params["algorithm"] == "signround":
         how = {
             "iters": params["iterations"],
             "gradient_accumulate_steps": 1,
             "enable_minmax_tuning": True,
+            "device_map": str(compute.device(learns=True)),
         }
     off = ("enable_torch_compile", "trust_remote_code", "low_gpu_mem_usage", "low_cpu_mem_usage")
     return {
@@ -77,7 +79,6 @@ def _settings(params: Params) -> dict[str, Json]:
         "quant_lm_head": False,
         "amp": False,
         "model_dtype": "float32",
-        "device_map": "cpu",
         **dict.fromkeys(off, False),
     }
 

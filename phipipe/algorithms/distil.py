@@ -43,14 +43,13 @@ def distil(inputs: Inputs, out: Path, params: Params) -> None:
     ``inputs["held-out"]``.
 
     The index says what the divergence on the latter was before and after, in nats. What ``out`` has
-    of passes that are done is taken as it is. Bytes are the same for the same inputs, machine and
-    number of threads.
+    of passes that are done is taken as it is. Bytes are the same as far as ``learn``'s are.
 
     Raises:
         StepFailed: what leaves a layer is no number; it names the layer.
         SourceError: a weight of the original is none.
     """
-    model, stored = Layerwise(inputs["source"]), Lattice(inputs["weights"])
+    model, stored = Layerwise(inputs["source"], learns=True), Lattice(inputs["weights"])
     with torch.no_grad():
         text, held = (_Text.of(model, inputs[name]) for name in ("calibration", "held-out"))
         training = _Training(model, stored, text, held, out / _STATE)
@@ -74,8 +73,8 @@ class _Scales:
     best: torch.Tensor
 
     @classmethod
-    def of(cls, matrix: Matrix) -> _Scales:
-        learned = torch.from_numpy(matrix.scales.astype(np.float32))
+    def of(cls, matrix: Matrix, unit: torch.device) -> _Scales:
+        learned = torch.from_numpy(matrix.scales.astype(np.float32)).to(unit)
         zero = torch.zeros_like(learned)
         return cls(learned, torch.ones_like(learned), zero, zero.clone(), learned)
 
@@ -100,12 +99,15 @@ class _Student:
     def __init__(self, model: Layerwise, stored: Lattice) -> None:
         self._model, self.stored = model, stored
         inner = sorted(name for name in stored.names if linears.layer_of(name) is not None)
-        self.scales = {name: _Scales.of(stored[name]) for name in inner}
+        self.scales = {name: _Scales.of(stored[name], model.unit) for name in inner}
         table = linears.EMBEDDING if linears.EMBEDDING in stored else None
-        self._table = torch.from_numpy(stored[table].dense()) if table else None
+        self._table = self._dense(table) if table else None
         head = linears.HEAD if linears.HEAD in stored else table if model.tied else None
-        weight = {"lm_head.weight": torch.from_numpy(stored[head].dense())} if head else {}
+        weight = {"lm_head.weight": self._dense(head)} if head else {}
         self.head = {**model.head, **weight}
+
+    def _dense(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.stored[name].dense()).to(self._model.unit)
 
     def enter(self, windows: Sequence[Sequence[int]]) -> list[Pass]:
         """What reaches the first layer of each window."""
@@ -113,7 +115,7 @@ class _Student:
 
     def codes(self, name: str) -> torch.Tensor:
         """Float32 [rows, columns]."""
-        return torch.from_numpy(self.stored[name].codes).float()
+        return torch.from_numpy(self.stored[name].codes).to(self._model.unit).float()
 
     def names(self, i: int) -> dict[str, str]:
         """Key in layer ``i`` → matrix, of those that were learned."""
@@ -201,7 +203,9 @@ class _Training:
         names = [name for name in stored.names if linears.layer_of(name) == layer]
         found = {name: stored[name] for name in names}
         trained = {
-            name: lattice.to_scales(scales[name].best.numpy()) for name in names if name in scales
+            name: lattice.to_scales(scales[name].best.cpu().numpy())
+            for name in names
+            if name in scales
         }
         return {
             name: replace(one, scales=trained.get(name, one.scales)) for name, one in found.items()
@@ -259,12 +263,13 @@ class _Training:
             self._history = kept["history"].tolist()
             for name, scales in self._student.scales.items():
                 for part in _KEPT:
-                    setattr(scales, part, torch.from_numpy(kept[f"{name}.{part}"]))
+                    done = torch.from_numpy(kept[f"{name}.{part}"])
+                    setattr(scales, part, done.to(self._model.unit))
 
     def _write(self) -> None:
         aside = self._state.with_suffix(".new")
         arrays = {
-            f"{name}.{part}": getattr(scales, part).numpy()
+            f"{name}.{part}": getattr(scales, part).cpu().numpy()
             for name, scales in self._student.scales.items()
             for part in _KEPT
         }

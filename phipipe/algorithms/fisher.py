@@ -39,7 +39,8 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     Writes ``sensitivity.npz``: for each matrix ``NAME.rows`` float32 [rows] and ``NAME.columns``
     float32 [columns], the sums of F; ``NAME.squares`` float32 [columns], the mean square of each of
     its inputs. And ``sensitivity.json``: what noise in a few matrices was predicted to cost, and
-    what it did cost. Bytes are the same for the same inputs, machine and number of threads.
+    what it did cost. Bytes are the same for the same inputs, machine and number of threads, on the
+    CPU; on a GPU, figures are to 1e-4 of their size, since the same tokens and noise are drawn.
 
     Raises:
         StepFailed: what leaves a layer is no number; it names the layer.
@@ -49,7 +50,7 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     windows = tokens[: max(1, int(params["tokens"]) // tokens.shape[1])]
     torch.manual_seed(SEED)
     with torch.no_grad():
-        measuring = _Measuring(Layerwise(inputs["source"]), windows.tolist())
+        measuring = _Measuring(Layerwise(inputs["source"], learns=True), windows.tolist())
         measuring.up()
         measuring.down()
         checks = measuring.checks()
@@ -72,9 +73,9 @@ class _Sums:
     def of(cls, weight: torch.Tensor) -> _Sums:
         rows, columns = weight.shape
         return cls(
-            torch.zeros(rows),
-            torch.zeros(columns),
-            torch.zeros(columns),
+            weight.new_zeros(rows),
+            weight.new_zeros(columns),
+            weight.new_zeros(columns),
             float(weight.square().mean()),
         )
 
@@ -118,7 +119,8 @@ class _Measuring:
         one.hidden = one.hidden.clone().requires_grad_()
         with torch.enable_grad():
             scores = self._model.predictions(one, head)[0].log_softmax(-1)
-        drawn = torch.multinomial(scores.exp(), 1)
+        # Of one generator, wherever the layers are.
+        drawn = torch.multinomial(scores.exp().cpu(), 1).to(scores.device)
         self._heard(linears.HEAD, weight, self._model.head_inputs(one)[0])
         with torch.enable_grad():
             loss = -scores.gather(1, drawn).sum()
@@ -159,8 +161,8 @@ class _Measuring:
         table = self._model.table(head=False)
         sums = self._sums[linears.EMBEDDING] = _Sums.of(table)
         for ids, gradient in zip(self._windows, self._gradients, strict=True):
-            seen, places = torch.tensor(ids).unique(return_inverse=True)
-            whole = torch.zeros(len(seen), table.shape[1]).index_add_(0, places, gradient[0])
+            seen, places = torch.tensor(ids, device=table.device).unique(return_inverse=True)
+            whole = table.new_zeros(len(seen), table.shape[1]).index_add_(0, places, gradient[0])
             sums.columns += whole.square().sum(0)
         sums.squares += self._tokens / len(table)  # of a row that is one where its token stands
         sums.rows += float(sums.columns.sum()) / len(sums.rows)
@@ -185,7 +187,7 @@ class _Measuring:
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """Means over tokens, as the file holds them."""
         return {
-            f"{name}.{part}": (getattr(sums, part) / self._tokens).numpy()
+            f"{name}.{part}": (getattr(sums, part) / self._tokens).cpu().numpy()
             for name, sums in sorted(self._sums.items())
             for part in ("rows", "columns", "squares")
         }
@@ -221,7 +223,7 @@ def _with_noise(
     weights: Mapping[str, torch.Tensor], i: int, name: str, energy: float
 ) -> dict[str, torch.Tensor]:
     key = next(key for key in weights if _name(i, key) == name)
-    noise = torch.randn(weights[key].shape) * (NOISE * energy**0.5)
+    noise = torch.randn(weights[key].shape).to(weights[key].device) * (NOISE * energy**0.5)
     return {**weights, key: weights[key] + noise}
 
 

@@ -57,7 +57,7 @@ def driven(inputs: torch.Tensor, damping: float = DAMPING) -> Driven:
 def _products(inputs: torch.Tensor) -> torch.Tensor:
     """The sum of x·xᵀ. Its upper half is its lower half."""
     columns = inputs.shape[1]
-    products = torch.empty(columns, columns)
+    products = inputs.new_empty(columns, columns)
     for start in range(0, columns, _SQUARE):
         stop = start + _SQUARE
         products[start:, start:stop] = inputs[:, start:].T @ inputs[:, start:stop]
@@ -116,7 +116,7 @@ def carried(weight: torch.Tensor, scales: torch.Tensor, grid: Grid, known: Drive
     aim = weight.T.contiguous().index_select(0, order)
     wide = scales.T.contiguous().index_select(0, groups)
     off = torch.empty_like(aim)  # by how much each weight is too large for its code
-    codes = torch.empty(aim.shape, dtype=torch.int8)
+    codes = torch.empty_like(aim, dtype=torch.int8)
     for stop in range(len(aim), 0, -_BLOCK):
         start = max(0, stop - _BLOCK)
         made_up = known.factor[stop:, start:stop].T @ off[stop:]

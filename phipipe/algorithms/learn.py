@@ -37,8 +37,9 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
     All but "round" learn from ``inputs["calibration"]``. With "signround", which takes
     ``params["iterations"]``, what auto-round cannot learn is as "search" has it. Layers that
     ``out`` has already are taken as they are. Bytes are the same for the same inputs, machine and
-    number of threads; with another number, sums end otherwise in their last digits, some codes with
-    them, and the weights are as good.
+    number of threads on the CPU; with another number, or on a GPU, sums end otherwise in their
+    last digits, some codes with them, and the weights are as good. So neither is in the step's
+    key; what is made of the weights has their content in its own.
 
     Raises:
         StepFailed: what reaches a layer is no number; it names the layer.
@@ -50,7 +51,7 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
         for name, (bits, size) in params["widths"].items()
     }
     given = _signround(inputs, grids, params, out) if method == "signround" else {}
-    model = Layerwise(inputs["source"])
+    model = Layerwise(inputs["source"], learns=True)
     windows: Sequence[Sequence[int]] = []
     if method != "round":
         windows = np.load(inputs["calibration"] / "tokens.npy").tolist()
@@ -162,7 +163,7 @@ class _Learner:
             if not texts:
                 learned[name] = rounding.plain(table, grid)
             elif not head:
-                learned[name] = rounding.searched(table, torch.ones(table.shape[1]), grid)
+                learned[name] = rounding.searched(table, table.new_ones(table.shape[1]), grid)
             else:
                 # What the head wants of a table that it shares would move the embedding, too.
                 asked = [] if tied else originals
@@ -174,7 +175,9 @@ class _Learner:
 
 def _become(weight: torch.Tensor, matrix: Matrix) -> None:
     """Make the ``weight`` what ``matrix`` stands for, exactly."""
-    codes, scales = map(torch.from_numpy, (matrix.codes, matrix.scales))
+    codes, scales = (
+        torch.from_numpy(part).to(weight.device) for part in (matrix.codes, matrix.scales)
+    )
     groups = weight.view(len(weight), scales.shape[1], -1)
     torch.mul(codes.view(groups.shape), scales.float()[..., None], out=groups)
 

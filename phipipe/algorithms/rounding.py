@@ -113,7 +113,8 @@ def _better(
 
 def matrix(codes: torch.Tensor, scales: torch.Tensor, grid: Grid) -> Matrix:
     """The rounded matrix as the lattice stores it."""
-    return Matrix(bits=grid.bits, codes=codes.numpy(), scales=lattice.to_scales(scales.numpy()))
+    stored = lattice.to_scales(scales.cpu().numpy())
+    return Matrix(bits=grid.bits, codes=codes.cpu().numpy(), scales=stored)
 
 
 def plain(weight: torch.Tensor, grid: Grid) -> Matrix:

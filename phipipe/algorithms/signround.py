@@ -80,6 +80,6 @@ def _matrix(name: str, module: torch.nn.Module, grid: Grid) -> Matrix:
     scales = getattr(module, "scale", None)
     if scales is None:
         raise StepFailed(f"auto-round left `{name}` as it was")
-    weight = module.weight.detach()
-    scales = scales.float().view(len(weight), -1)
+    weight = module.weight.detach().cpu()
+    scales = scales.float().cpu().view(len(weight), -1)
     return rounding.matrix(rounding.nearest(weight, scales, grid), scales, grid)

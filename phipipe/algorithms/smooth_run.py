@@ -82,7 +82,8 @@ class _Inputs:
                 f"the original computes no numbers: NaN or infinity reaches `{name}`",
                 hint="try the checkpoint with transformers, and save or download it again",
             )
-        return (self._total / self._seen).float().numpy(), torch.cat(self._rows).numpy()
+        mean = (self._total / self._seen).float()
+        return mean.cpu().numpy(), torch.cat(self._rows).cpu().numpy()
 
 
 def _searched(
@@ -90,7 +91,7 @@ def _searched(
 ) -> Iterator[list[Exponents]]:
     """Layer by layer, the scales of each fold."""
     step = awq.stride(sum(map(len, windows)), len(windows[0]), smooth.SAMPLE)
-    original = Layerwise(source)
+    original = Layerwise(source, learns=True)
     with torch.inference_mode():
         passes = original.enter(windows)
         for i, layer in enumerate(original.layers):
@@ -124,7 +125,7 @@ def _found(
 
 def _some(weight: torch.Tensor) -> Floats:
     """At most ``smooth.ROWS`` of a weight's rows."""
-    rows: Floats = weight[:: -(-len(weight) // smooth.ROWS)].numpy()
+    rows: Floats = weight[:: -(-len(weight) // smooth.ROWS)].cpu().numpy()
     return rows
 
 

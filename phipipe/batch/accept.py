@@ -64,7 +64,8 @@ class Done:
         """Time that the build's own and shared steps took in this batch; nothing for what was
         cached."""
         results = self.outcome.results.values() if self.outcome else ()
-        return sum(result.usage.get("seconds", 0.0) for result in results if not result.cached)
+        done = (result for result in results if not result.cached)
+        return sum(float(result.usage.get("seconds", 0.0)) for result in done)
 
     @property
     def state(self) -> str:

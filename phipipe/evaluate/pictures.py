@@ -51,9 +51,8 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: what the original makes of the pictures.
 
     ``inputs``: original (the eyes), source (its language model). ``params``: crops, at most per
-    picture; square (false) and kind, as ``vision_pictures.shown`` has them. Writes
-    ``NAME.npy``, float32 log-probabilities [positions, vocabulary] for each picture, and
-    ``vision.json``.
+    picture; square (false) and kind, as ``vision_pictures.shown`` has them. Writes ``NAME.npy``,
+    float32 log-probabilities [positions, vocabulary] for each picture, and ``vision.json``.
     """
     import torch
 
@@ -73,6 +72,7 @@ def baseline(inputs: Inputs, out: Path, params: Params) -> None:
             progress.report(len(seen), len(pictures), "pictures")
     del tower
     model = Layerwise(inputs["source"])
+    seen = [vectors.to(model.unit) for vectors in seen]
     prompts = [torch.cat([model.embed(before), vectors, model.embed(after)]) for vectors in seen]
     answers = greedy.answer(model, prompts, ANSWER_TOKENS)
     progress.generated(sum(map(len, answers)))

@@ -138,6 +138,7 @@ class Bench:
                 expected=self._expected(step, inputs),
                 layers=step.layers,
                 seat=waiting.seat,
+                memory_bytes=step.memory_bytes,
             )
             with borrowing.watched(inputs, self._store), files.sharing(waiting.takes_over):
                 usage = self._run(waiting, request, scratch, on_progress)
@@ -149,7 +150,7 @@ class Bench:
 
     def _run(
         self, waiting: Waiting, request: Request, scratch: Path, on_progress: OnProgress
-    ) -> dict[str, float]:
+    ) -> dict[str, Json]:
         """Seconds and peak bytes of the step, done in its toolchain or right here."""
         step = waiting.step
         if not step.toolchain:
@@ -167,7 +168,7 @@ class Bench:
         return Result(step=waiting.step, key=waiting.key, stored=stored, cached=False, usage=usage)
 
     def _commit(
-        self, waiting: Waiting, inputs: Results, out: Path, usage: dict[str, float]
+        self, waiting: Waiting, inputs: Results, out: Path, usage: dict[str, Json]
     ) -> Stored:
         step, record = waiting.step, step_records.about(waiting, usage)
         place = borrowing.place_of(step, inputs)
@@ -270,7 +271,7 @@ class Bench:
                 outside_digests.forget(source, self._store.root)
                 raise borrowing.changed(source.folder)
 
-    def _in_process(self, request: Request, out: Path, on_progress: OnProgress) -> dict[str, float]:
+    def _in_process(self, request: Request, out: Path, on_progress: OnProgress) -> dict[str, Json]:
         """Run a light step right here: it copies or downloads files, or reads small JSON."""
 
         def heard(done: int, total: int, unit: str) -> None:

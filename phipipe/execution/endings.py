@@ -23,6 +23,8 @@ NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 MORE_MEMORY = "close other programs, or build on a machine with more memory"
+GPU_FULL = "OutOfMemoryError"  # PyTorch's name for it
+ON_CPU = "PHIPIPE_COMPUTE=cpu computes in the machine's own memory"
 KILLED = (-9, 137)  # exit codes of who gets SIGKILL
 TAIL_BYTES = 16384
 KEPT_LOGS = 50
@@ -73,10 +75,11 @@ class Ending:
         if self._lacks_room(failure, message):
             return self._no_room(last or str(failure["kind"]))
         if _lacks_memory(failure, message):
+            more = ON_CPU if failure["kind"] == GPU_FULL else MORE_MEMORY
             return StepKilled(
                 f"step `{self.step}` ran out of memory at {self._peak} resident: "
                 f"{last or failure['kind']}",
-                hint=f"{MORE_MEMORY}; its log: {self.log}",
+                hint=f"{more}; its log: {self.log}",
             )
         if "import" in failure and str(failure["import"]).partition(".")[0] != "phipipe":
             return _damaged(self.toolchain, last, self.settings)

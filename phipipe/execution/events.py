@@ -14,8 +14,8 @@ are known:
 - ``step_finished``: step, cached, shared (it was on another machine), key, digest, bytes, [seconds,
   peak_anon_bytes, peak_rss_bytes, cpu_seconds, read_bytes and written_bytes (from and to disks),
   scored_tokens, generated_tokens, layers_read and layers_given (of layers that several steps
-  shared: those that it read for all, those that another one read), machine (who did it, if not
-  this one)]
+  shared: those that it read for all, those that another one read), gpu (what PyTorch computed on,
+  if not the CPU), peak_gpu_bytes (of its memory), machine (who did it, if not this one)]
 - ``step_failed``: step, and the error: exit_code, kind, message, [hint, problems (each: message,
   file, line, column), details]
 - ``toolchain_started``: toolchain (that is being installed)

@@ -15,7 +15,8 @@ from phipipe.steps import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A step to be run: ``runs`` names its function (``steps``), ``expected`` is what it takes."""
+    """A step to be run: ``runs`` names its function (``steps``), ``expected`` is what it takes,
+    ``memory_bytes`` the estimate of the plan."""
 
     step: str
     runs: str
@@ -24,6 +25,7 @@ class Request:
     expected: Expected = UNKNOWN
     layers: str | None = None  # the input through whose layers it goes with others, in this
     seat: Seat | None = None
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,18 @@ class Outcome:
     ``peak_rss_bytes`` comes from the kernel and is exact for the server itself; ``peak_anon_bytes``
     (memory that no file backs) is sampled, so a spike between two looks can be missed.
     Where the system does not tell the two apart, they are the same. ``log`` lies in the request's
-    folder. ``spent``: CPU seconds, bytes from and to disks (``spending``) and tokens, by name, as
-    far as they are known; the server's own start counts with its first step.
+    folder. ``spent``: CPU seconds, bytes from and to disks (``spending``), tokens, and the GPU that
+    it computed on (``gpu``), by name, as far as they are known; the server's own start counts with
+    its first step.
     """
 
     seconds: float
     peak_rss_bytes: int
     peak_anon_bytes: int
     log: Path
-    spent: Mapping[str, float]
+    spent: Mapping[str, Json]
 
-    def usage(self) -> dict[str, float]:
+    def usage(self) -> dict[str, Json]:
         """For the step's record."""
         return {
             "seconds": round(self.seconds, 3),
@@ -61,6 +64,7 @@ def write(request: Request, folder: Path, settings: Settings) -> None:
         "params": dict(request.params),
         "layers": request.layers,
         "seat": request.seat and request.seat.as_json(),
+        "memory_bytes": request.memory_bytes,
         "path": [str(root) for root in settings.server_path],
     }
     (folder / "request.json").write_text(json.dumps(content), "utf-8")

@@ -46,7 +46,7 @@ class Result:
     stored: Stored
     cached: bool
     shared: bool = False  # cached on another machine: it came from the remote store
-    usage: Mapping[str, float] = field(default_factory=dict)
+    usage: Mapping[str, Json] = field(default_factory=dict)
     machine: str | None = None  # who did it, if not this one
 
 

@@ -66,7 +66,7 @@ class StepRecords:
             return record
 
 
-def about(waiting: Waiting, usage: Mapping[str, float]) -> dict[str, Json]:
+def about(waiting: Waiting, usage: Mapping[str, Json]) -> dict[str, Json]:
     """The record to store: of what keys do not count, whose step it was, what it took, and what is
     to become of it."""
     step = waiting.step

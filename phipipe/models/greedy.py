@@ -22,7 +22,8 @@ import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from phipipe import hardware, progress
+from phipipe import progress
+from phipipe.models import compute
 from phipipe.models.layerwise import Layerwise, Pass
 
 FIRST_DRAFT = 16  # tokens; later drafts are as long as the earlier ones were right
@@ -51,7 +52,7 @@ class _Side:
 
     def keep(self, texts: Sequence[int]) -> None:
         """Forget all other texts."""
-        chosen = torch.tensor(texts)
+        chosen = torch.tensor(texts, device=self.mask.device)
         self.mask = self.mask[chosen]
         self.cache.batch_select_indices(chosen)
 
@@ -82,6 +83,7 @@ def answer(
     with torch.inference_mode():
         texts = [model.seen(prompt) for prompt in prompts]
         if _can_draft(model, max(map(len, texts)) + limit + LONGEST_DRAFT):
+            model.stay()
             return _Drafted(model, texts, limit).all()
         return _plain(model, texts, limit)
 
@@ -91,8 +93,8 @@ def _can_draft(model: Layerwise, tokens: int) -> bool:
     batch changes what a text is."""
     weights = [tensor for layer in model.layers for tensor in layer.parameters()]
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights)
-    # Files that do not stay in memory are read anew for each token.
-    stay = weight_bytes < hardware.available_bytes()
+    # What does not stay in memory is read anew for each token.
+    stay = weight_bytes < compute.free_bytes(model.unit)
     return model.short is not None and stay and tokens < min(_turned(model), _seen_again(model))
 
 
@@ -155,7 +157,7 @@ class _Drafted:
         self._next = torch.stack(
             [pad(text, (0, 0, n, 0)) for text, n in zip(texts, lacking, strict=True)]
         )
-        self._new = torch.tensor([[0] * n + [1] * (longest - n) for n in lacking])
+        self._new = self._ids_of([[0] * n + [1] * (longest - n) for n in lacking])
         self._exact, self._short = (_Side(self._new[:, :0]) for _ in range(2))
         self._lag: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -175,7 +177,7 @@ class _Drafted:
         room = self._end - self._exact.mask.shape[1] - (self._limit - min(lengths)) - 1
         room = min(room, self._limit - min(lengths) - 1)
         count = int(max(min(self._record.length(), room), 0)) if self._record else 0
-        guesses = torch.zeros((len(self._going), count), dtype=torch.long)
+        guesses = self._ids_of([[0] * count for _ in self._going])
         if not count:
             self._record = self._lag = None  # from here on, no draft follows what is written
         hidden, new = self._next, self._new
@@ -229,15 +231,19 @@ class _Drafted:
         ]
         if self._record is not None:
             # Where all was right, the draft lacks the last but one.
-            lag = torch.tensor([[one[-2] if len(one) > 1 else 0] for one in ids])
-            lacks = torch.tensor([[int(right == count)] for right in taken])
+            lag = self._ids_of([[one[-2] if len(one) > 1 else 0] for one in ids])
+            lacks = self._ids_of([[int(right == count)] for right in taken])
             self._lag = self._embedded(lag)[rows], lacks[rows]
-        self._next = self._embedded(torch.tensor([one[-1:] for one in ids]))[rows]
-        self._new = torch.ones((len(rows), 1), dtype=torch.long)
+        self._next = self._embedded(self._ids_of([one[-1:] for one in ids]))[rows]
+        self._new = self._ids_of([[1] for _ in rows])
         if rows and len(rows) < len(ids):
             for side in (self._exact, self._short) if self._record else (self._exact,):
                 side.keep(rows)
         self._going = [self._going[row] for row in rows]
+
+    def _ids_of(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Int64 [texts, tokens], where the model is."""
+        return torch.tensor(rows, dtype=torch.long, device=self._model.unit)
 
     def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """Vectors [texts, tokens, hidden size] of ids [texts, tokens]."""

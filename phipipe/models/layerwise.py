@@ -2,9 +2,9 @@
 before the next.
 
 transformers maps a checkpoint's weights as they are stored, and so they stay in its files; each
-layer is widened shortly before its turn comes (``widened``). The arithmetic, operation by
-operation, is that of the whole model in fp32. (Where transformers merges what the files hold apart,
-as experts, the merged weights lie in memory in 16 bits.)
+layer is widened shortly before its turn comes (``widened``), on the unit that ``compute`` chooses.
+The arithmetic, operation by operation, is that of the whole model in fp32. (Where transformers
+merges what the files hold apart, as experts, the merged weights lie in memory in 16 bits.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from phipipe.errors import SourceError
-from phipipe.models import tensors, tokenizer_files, transformers_files
+from phipipe.models import compute, tensors, tokenizer_files, transformers_files
 from phipipe.models.layerwise_memory import TOGETHER
 from phipipe.models.widened import Widened
 from phipipe.processes import company
@@ -73,43 +73,49 @@ class Layerwise:
     """The causal language model of the checkpoint in ``folder``, in fp32.
 
     ``rounded``: a dtype of 16 bits. Weights, and what linear layers multiply them with, are then
-    rounded to it; sums stay in fp32. It is what a runtime does that stores this dtype.
+    rounded to it; sums stay in fp32. It is what a runtime does that stores this dtype. ``learns``:
+    as ``compute.device``, which gives the ``unit`` of all tensors that it takes and gives.
     """
 
-    def __init__(self, folder: Path, rounded: torch.dtype | None = None) -> None:
+    def __init__(
+        self, folder: Path, rounded: torch.dtype | None = None, *, learns: bool = False
+    ) -> None:
         self._rounded = rounded
+        self.unit = compute.CPU if rounded else compute.device(learns=learns)
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = tensors.dtypes(folder)
         # Where they are cast, nothing is mapped.
         dtype = stored.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
-        settings: dict[str, Any] = {
-            "local_files_only": True,
-            "trust_remote_code": False,
-            "use_safetensors": True,
-        }
-        settings["config"] = transformers_files.config_of(folder)
         self._model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, **settings
+            folder,
+            config=transformers_files.config_of(folder),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         ).eval()
         self._base: Any = self._model.base_model
-        self._layers = list(self._base.layers)
-        self._widened = Widened(self._layers, rounded, company.at(folder))
+        self.layers: list[torch.nn.Module] = list(self._base.layers)  # weights as files have them
+        self._widened = Widened(self.layers, rounded, company.at(folder), self.unit)
         self.ends = frozenset(tokenizer_files.end_ids(self._model.generation_config.eos_token_id))
         for name, module in self._base.named_children():
             if name not in ("embed_tokens", "layers"):
-                module.float()
-        inner = {id(tensor) for layer in self._layers for tensor in layer.parameters()}
+                module.to(self.unit, torch.float32)
+        inner = {id(tensor) for layer in self.layers for tensor in layer.parameters()}
         for name, tensor in self._model.named_parameters():
             if id(tensor) not in inner:
                 _check_finite(name, tensor)
-        self._unseen = set(range(len(self._layers)))  # layers whose weights were not looked at
+        self._unseen = set(range(len(self.layers)))  # layers whose weights were not looked at
         for module in self._model.modules() if rounded else ():
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_pre_hook(self._round_input)
 
     def _stored(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A weight in fp32, as a runtime has it that stores ``rounded``."""
-        return (tensor.to(self._rounded) if self._rounded else tensor).float()
+        """A weight in fp32 on ``unit``, as a runtime has it that stores ``rounded``."""
+        return self._rounds(tensor.to(self.unit)).float()
+
+    def _rounds(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._rounded) if self._rounded else tensor
 
     def _round_input(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self._rounded
@@ -122,7 +128,8 @@ class Layerwise:
         own = self._base.embed_tokens
         with torch.inference_mode():
             weight = own.weight if table is None else table
-            rows = functional.embedding(torch.tensor(list(ids), dtype=torch.long), weight)
+            places = torch.tensor(list(ids), dtype=torch.long, device=weight.device)
+            rows = functional.embedding(places, weight)
             scale = getattr(own, "scalar_embed_scale", 1.0)  # Gemma's, unrounded
             return self._stored(rows) * scale
 
@@ -139,12 +146,7 @@ class Layerwise:
             while passes:
                 with torch.inference_mode():
                     logits = self.predictions(passes.pop(0))
-                yield logits[0].numpy()
-
-    @property
-    def layers(self) -> list[torch.nn.Module]:
-        """The decoder layers; their own weights are as the files have them."""
-        return self._layers
+                yield logits[0].cpu().numpy()
 
     def enter(self, windows: Sequence[Sequence[int] | torch.Tensor]) -> list[Pass]:
         """What reaches the first layer of each window."""
@@ -178,7 +180,7 @@ class Layerwise:
     def through(self, i: int, weights: Mapping[str, torch.Tensor], one: Pass) -> torch.Tensor:
         """What leaves layer ``i`` with these ``weights``, float32 [texts, tokens, hidden size]."""
         args, settings = one.calls[i]
-        output = functional_call(self._layers[i], dict(weights), (one.hidden, *args), settings)
+        output = functional_call(self.layers[i], dict(weights), (one.hidden, *args), settings)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
@@ -194,9 +196,8 @@ class Layerwise:
 
     def table(self, head: bool) -> torch.Tensor:
         """The matrix of the ``head``, else of the embedding, float32 [vocabulary, hidden size]."""
-        if head:
-            return self.head["lm_head.weight"]
-        return self._stored(self._base.embed_tokens.weight)
+        own = self._base.embed_tokens.weight
+        return self.head["lm_head.weight"] if head else self._stored(own)
 
     @cached_property
     def head(self) -> Mapping[str, torch.Tensor]:
@@ -220,7 +221,7 @@ class Layerwise:
         """The linears of layer ``i``, by the names of their weights in it."""
         return {
             f"{name}.weight": module
-            for name, module in self._layers[i].named_modules()
+            for name, module in self.layers[i].named_modules()
             if isinstance(module, torch.nn.Linear)
         }
 
@@ -246,22 +247,26 @@ class Layerwise:
 
     def advance(self, passes: Sequence[Pass]) -> None:
         """Take all passes through all layers."""
-        for i in range(len(self._layers)):
+        for i in range(len(self.layers)):
             weights = self.weights(i)
             for one in passes:
                 one.hidden = self.through(i, weights, one)
 
     @property
     def short(self) -> torch.dtype | None:
-        """The dtype of 16 bits in which all layers' weights are stored; None where there is
-        none."""
-        dtypes = {tensor.dtype for layer in self._layers for tensor in layer.parameters()}
+        """The dtype of 16 bits in which all layers' weights are stored, if there is one."""
+        dtypes = {tensor.dtype for layer in self.layers for tensor in layer.parameters()}
         return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else None
+
+    def stay(self) -> None:
+        """Have all layers' weights, as they are stored, on ``unit`` from now on."""
+        for layer in self.layers:
+            layer.to(self.unit)
 
     def advance_short(self, one: Pass) -> None:
         """Take a pass of ``short`` states through all layers, as their weights are stored: about
-        right, and no weight is widened."""
-        for layer, (args, settings) in zip(self._layers, one.calls, strict=True):
+        right, and no weight is widened. They must ``stay``."""
+        for layer, (args, settings) in zip(self.layers, one.calls, strict=True):
             output = layer(one.hidden, *args, **settings)
             one.hidden = output[0] if isinstance(output, tuple) else output
         one.hidden = one.hidden.float()
@@ -278,7 +283,7 @@ class Layerwise:
                 return hidden.float()  # as what follows the layers has its weights
 
         layers, stand_in = self._base.layers, Passes()
-        self._base.layers = torch.nn.ModuleList([stand_in] * len(self._layers))
+        self._base.layers = torch.nn.ModuleList([stand_in] * len(self.layers))
         try:
             yield calls
         finally:

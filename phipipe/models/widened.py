@@ -3,6 +3,8 @@ computes with the last that was asked for.
 
 Steps that go through the same layers side by side (``processes.company``) share what is read: one
 of them widens a layer into memory that all have mapped. At most two layers are in it.
+A GPU computes while the processor copies the next layer to it: nothing is read ahead for one, and
+nothing shared.
 """
 
 from __future__ import annotations
@@ -25,18 +27,21 @@ Weights = dict[str, torch.Tensor]
 
 class Widened:
     """``layers``, whose weights are as the files have them. ``rounded``: a dtype of 16 bits that
-    they are rounded to. ``company``: who goes through them, too."""
+    they are rounded to. ``company``: who goes through them, too. ``unit``: where they are
+    widened."""
 
     def __init__(
         self,
         layers: Sequence[torch.nn.Module],
         rounded: torch.dtype | None,
         company: Company | None,
+        unit: torch.device,
     ) -> None:
-        self._layers, self._rounded = layers, rounded
+        self._layers, self._rounded, self._unit = layers, rounded, unit
+        self._is_here = unit.type == "cpu"
         self._widens = all(tensor.dtype != torch.float32 for tensor in layers[0].parameters())
         self._waiting = company
-        if company and (rounded or not self._widens):
+        if company and (rounded or not self._widens or not self._is_here):
             # What needs no widening is shared by the system, which keeps its files in memory.
             company.leave()
             self._waiting = None
@@ -57,7 +62,7 @@ class Widened:
             del self._rooms
         wide = self._given(i, self._company) if self._company else self._own(i)
         following = i + stride if abs(stride) == 1 else i + 1
-        if 0 <= following < len(self._layers):
+        if self._is_here and 0 <= following < len(self._layers):
             self._ahead = following, self._reader.submit(self._fill, following, self._company)
         if written and (self._company or not self._widens):
             return {name: tensor.clone() for name, tensor in wide.items()}
@@ -116,6 +121,9 @@ class Widened:
                 if tensor.data_ptr() == stored.data_ptr():
                     stored.flatten()[::1024].sum()  # of each page one: the system reads the file
                     continue
+                if not self._is_here:
+                    tensor.copy_(stored.to(self._unit))
+                    continue
                 pieces = (flat.view(-1).split(PIECE) for flat in (tensor, stored.contiguous()))
                 for wide, piece in zip(*pieces, strict=True):
                     wide.copy_(piece.to(self._rounded) if self._rounded else piece)
@@ -134,7 +142,7 @@ class Widened:
         None: it is fp32 as it is."""
         at = 0
         for name, tensor in self._layers[i].named_parameters():
-            if tensor.dtype == torch.float32 and not self._rounded:
+            if tensor.dtype == torch.float32 and not self._rounded and self._is_here:
                 yield name, tensor.detach(), None
             else:
                 yield name, tensor, at
@@ -150,7 +158,7 @@ class Widened:
         values = -(-max(sizes) // ALIGNED) * ALIGNED
         with torch.inference_mode(mode=False):
             if not self._company:
-                return [torch.empty(values) for _ in range(2)]
+                return [torch.empty(values, device=self._unit) for _ in range(2)]
             with self._company.room.open("r+b") as file:
                 if file.seek(0, os.SEEK_END) < 8 * values:
                     file.truncate(8 * values)

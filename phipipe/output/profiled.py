@@ -29,7 +29,8 @@ class Timed:
     It began ``start_seconds`` after the run did and took ``seconds``, ``work_seconds`` of them in
     its own process; the rest is phipipe's: it checks what the step reads and stores what it made.
     ``cpu_seconds`` are of the step's process and its children, bytes went from and to disks. A
-    result is waited for from when all others are there. ``critical``: on the critical path.
+    result is waited for from when all others are there. ``gpu`` is what PyTorch computed on, if not
+    the CPU, and ``peak_gpu_bytes`` what it had of its memory. ``critical``: on the critical path.
     Of steps that go through a model's layers side by side, ``layers_read`` are those that it read
     for all, in its own bytes and CPU seconds, and ``layers_given`` those that another one read; the
     memory in which they lie counts in the peak of each.
@@ -51,6 +52,8 @@ class Timed:
     generated_tokens: int | None
     layers_read: int | None
     layers_given: int | None
+    gpu: str | None
+    peak_gpu_bytes: int | None
     waits: list[Wait] | None
     critical: bool | None
 

@@ -18,6 +18,7 @@ from phipipe.evaluate.answer_reports import AnswerFigures
 from phipipe.evaluate.reports import Change, Metrics, Scored, Speed, Vision
 from phipipe.evaluate.run_reports import SAME
 from phipipe.metrics import METRICS, ROWS, Metric
+from phipipe.steps import Json
 from phipipe.words import counted
 
 # Mean KL divergence of Llama-3-8B in llama.cpp's formats, against its own fp16: the field's usual
@@ -104,10 +105,14 @@ def host_words(host: Mapping[str, object]) -> str:
     return (machine or "an unrecorded machine") + tool
 
 
-def peaks(usage: Mapping[str, float]) -> str:
-    """``, peak memory 0.31 GiB, 0.52 GiB with mapped files``: what a step had for itself, and with
-    the files that it mapped."""
-    kinds = (("", "peak_anon_bytes"), (" with mapped files", "peak_rss_bytes"))
+def peaks(usage: Mapping[str, Json]) -> str:
+    """``, peak memory 0.31 GiB, 0.52 GiB with mapped files, 0.40 GiB of NVIDIA L4``: what a step
+    had for itself, with the files that it mapped, and of a GPU."""
+    kinds = (
+        ("", "peak_anon_bytes"),
+        (" with mapped files", "peak_rss_bytes"),
+        (f" of {usage.get('gpu')}", "peak_gpu_bytes"),
+    )
     parts = [f"{words.gib(usage[name])}{kind}" for kind, name in kinds if usage.get(name)]
     return f", peak memory {', '.join(parts)}" if parts else ""
 

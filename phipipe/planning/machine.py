@@ -6,16 +6,18 @@ from __future__ import annotations
 from phipipe import hardware
 from phipipe.backends.base import AnyBackend
 from phipipe.recipe.device import Device
+from phipipe.settings import Settings
 
 
 def measured_there(target: Device, api: str, backend: AnyBackend) -> bool:
     """Whether an artifact for ``target``'s unit ``api`` is measured on such a unit.
 
     A machine that surely has one will do; and where steps go to other machines, one that says it
-    *is* the device.
+    *is* the device. With PHIPIPE_COMPUTE=cpu nothing is measured on a GPU.
     """
     is_named = f"device {target.name}" in hardware.kinds() and backend.toolchain_on(api) is not None
-    return is_named or (api in backend.host_apis and hardware.has(api))
+    left_alone = api != "cpu" and Settings.read().compute == "cpu"
+    return not left_alone and (is_named or (api in backend.host_apis and hardware.has(api)))
 
 
 def on_target(target: Device, api: str, backend: AnyBackend) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from phipipe import backends
+from phipipe import backends, hardware
 from phipipe.backends import fixups, model_rules, rules
 from phipipe.backends.base import Job
+from phipipe.errors import ToolchainError
 from phipipe.hub.take import Original
 from phipipe.models.checkpoint import Checkpoint
 from phipipe.planning import (
@@ -36,6 +37,7 @@ from phipipe.planning.plan import Plan
 from phipipe.planning.targets import Target, placed
 from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.source import Source
+from phipipe.settings import Settings
 from phipipe.steps import Advice, Json, Step
 from phipipe.toolchains import environments
 from phipipe.vision import kinds
@@ -56,6 +58,7 @@ def prepare(
         SourceError: the checkpoint or the text is missing or unfit.
         TargetError: no such device or backend, or the combination is impossible; says what would
             work.
+        ToolchainError: PHIPIPE_COMPUTE asks for a GPU that this machine has not.
     """
     recipe = build.recipe
     target = targets.of(build)
@@ -68,6 +71,7 @@ def prepare(
     plan = _plan(build, target._replace(options=options), original)
     if not elsewhere:
         _check_toolchains(plan)
+        _check_compute()
     return plan
 
 
@@ -164,6 +168,16 @@ def _remarks(checkpoint: Checkpoint) -> list[Advice]:
         Advice(level="warning", rule=remark.rule, message=remark.message, hint=remark.hint)
         for remark in checkpoint.remarks
     ]
+
+
+def _check_compute() -> None:
+    asked = Settings.read().compute
+    missing = hardware.lacks({"mps": "metal"}.get(asked, asked))
+    if missing:
+        raise ToolchainError(
+            f"PHIPIPE_COMPUTE is `{asked}`, and this machine has no {missing}",
+            hint="unset it: steps then compute on what is there",
+        )
 
 
 def _check_toolchains(plan: Plan) -> None:

@@ -3,7 +3,8 @@
 started as  ``PYTHON -P -c <bootstrap>`` (``children.python_command``); only phipipe's own folder is
 added reads       one line per request on stdin: a folder (as a JSON string) with ``request.json``
             {"runs": "room/verb", "inputs": {name: path}, "params": {...}, "path": [import roots],
-            "layers": name of an input, "seat": {...} as company.Seat, or both null}
+            "memory_bytes": what the plan estimates, "layers": name of an input, "seat": {...} as
+            company.Seat, or both null}
 writes      FOLDER/out/            the step's files
             FOLDER/log.txt         all that the step prints, native code included
             FOLDER/progress.json   now and then
@@ -37,7 +38,7 @@ from typing import TextIO
 
 from phipipe import hardware, progress, steps
 from phipipe.errors import PhipipeError, encoded
-from phipipe.processes import bars, company, spending
+from phipipe.processes import bars, company, gpu, spending
 from phipipe.processes.children import kill_tree, tree
 from phipipe.processes.prohibitions import prohibit
 from phipipe.steps import Json
@@ -98,6 +99,7 @@ def _serve(folder: Path, before: spending.Spent) -> spending.Spent:
     _reset_peak()
     request = json.loads((folder / "request.json").read_text("utf-8"))
     _listen_to_progress(folder / "progress.json", request["runs"])
+    gpu.foretell(request["memory_bytes"])
     start = time.perf_counter()
     try:
         _call(request, folder / "out")
@@ -109,7 +111,7 @@ def _serve(folder: Path, before: spending.Spent) -> spending.Spent:
         traceback.clear_frames(error.__traceback__)  # they may hold a model
     shared = company.rise()
     spent = spending.of_process()
-    took = spent.since(before).usage() | progress.take_tokens() | shared
+    took = spent.since(before).usage() | progress.take_tokens() | gpu.usage() | shared
     response |= {"seconds": time.perf_counter() - start, "spent": took, **_memory()}
     _flush()
     _print_to(Path(os.devnull))  # Windows cannot move or remove a log that is open
@@ -183,6 +185,7 @@ def _free_memory() -> None:
     """Give back what the last step no longer needs, so that it is not counted against the next
     one."""
     gc.collect()
+    gpu.release()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)

@@ -59,7 +59,7 @@ def _together(steps: Sequence[Row]) -> tuple[float, float]:
 
 def _timed(row: Row, critical: bool | None) -> Timed:
     end, is_step = row.last, row.kind == "step"
-    machine = end.get("machine")
+    machine, gpu = end.get("machine"), end.get("gpu")
     return Timed(
         name=row.name,
         is_toolchain=not is_step,
@@ -77,6 +77,8 @@ def _timed(row: Row, critical: bool | None) -> Timed:
         generated_tokens=_count(end.get("generated_tokens")),
         layers_read=_count(end.get("layers_read")),
         layers_given=_count(end.get("layers_given")),
+        gpu=str(gpu) if gpu else None,
+        peak_gpu_bytes=_count(end.get("peak_gpu_bytes")),
         waits=_waits(row),
         critical=critical,
     )

@@ -17,7 +17,7 @@ from phipipe.settings.environment import (
     is_among,
 )
 from phipipe.settings.rows import SECRET
-from phipipe.settings.settings import Settings
+from phipipe.settings.settings import Settings, compute
 
 __all__ = (
     "COMPUTING",
@@ -27,6 +27,7 @@ __all__ = (
     "SECRET",
     "Settings",
     "child_environment",
+    "compute",
     "given",
     "installer_environment",
     "is_among",

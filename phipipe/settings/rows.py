@@ -107,6 +107,15 @@ SETTINGS = (
         asks_trust=False,
     ),
     Setting(
+        key="compute",
+        kind=Kind.CHOICE,
+        what="What steps in PyTorch compute on. `auto` takes a GPU that computes as the CPU does "
+        "and has the memory; `cuda` (NVIDIA) and `mps` (Apple) want theirs or fail; with `cpu` "
+        "no GPU is used, and none is measured on.",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+    ),
+    Setting(
         key="step_timeout_s",
         kind=Kind.NUMBER,
         what="Seconds that one step may take.",

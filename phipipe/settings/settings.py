@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phipipe.settings import config
+from phipipe.settings.rows import BY_KEY, Value, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class Settings:
     cache: Path
     toolchains: Path
     use_current: bool = False  # toolchain = current: no environments of our own
+    compute: str = "auto"  # what steps in PyTorch compute on: cpu, cuda, mps
     step_timeout_s: float | None = None
     idle_timeout_s: float | None = None  # no output, no progress and no CPU time for this long
     # of a step's whole process tree, files mapped into memory not counted
@@ -51,6 +53,7 @@ class Settings:
             cache=cache,
             toolchains=Path(found["toolchains"]) if "toolchains" in found else cache / "toolchains",
             use_current=found.get("toolchain") == "current",
+            compute=found.get("compute", "auto"),
             step_timeout_s=_number(found, "step_timeout_s"),
             idle_timeout_s=_number(found, "idle_timeout_s"),
             memory_limit_gib=_number(found, "memory_limit_gib"),
@@ -62,6 +65,18 @@ class Settings:
             trust=Path(found["trust"]) if "trust" in found else None,
             server_path=tuple(Path(root).absolute() for root in roots if root),
         )
+
+
+def compute(environ: Mapping[str, str] = os.environ) -> str:
+    """``Settings.compute`` from the environment alone: steps ask, and what files say is there, too
+    (``child_environment``).
+
+    Raises:
+        RecipeError: the variable makes no sense.
+    """
+    setting = BY_KEY["compute"]
+    text = environ.get(setting.variable) or setting.default
+    return checked(setting, Value(text=text, name=setting.variable, origin="environment"))
 
 
 def default_cache() -> Path:

@@ -16,7 +16,7 @@ from testing.plans import planned
 
 from phipipe import backends, hardware
 from phipipe.cli.listeners import Silent
-from phipipe.errors import SourceError, StepFailed, TargetError
+from phipipe.errors import SourceError, StepFailed, TargetError, ToolchainError
 from phipipe.execution.dispatch import attempt
 from phipipe.execution.nodes import graph
 from phipipe.hub import take as hub
@@ -166,6 +166,25 @@ def test_figures_of_the_machines_that_do_the_steps_count_not_those_of_the_one_th
     )
     assert scored({"arm64"}) == ("false", [("onnxruntime", None, ())] * 2)
     assert scored({"arm64"}, "device=cpu-arm64")[1][1] == ("onnxruntime", None, ("machine arm64",))
+
+
+def test_no_gpu_is_measured_on_where_it_is_to_be_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = ("device=nvidia-gpu", "backend=torch")
+    cuda = ("torch", "cuda", ("machine nvidia",))
+    assert scored({"x86_64", "nvidia"}, *build) == ("true", [cuda, cuda])
+    monkeypatch.setenv("PHIPIPE_COMPUTE", "cpu")
+    assert scored({"x86_64", "nvidia"}, *build) == ("false", [("torch", None, ())] * 2)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PHIPIPE_COMPUTE", "cuda")
+    with hardware.there(frozenset({"x86_64"})), pytest.raises(ToolchainError) as caught:
+        planned()
+    assert caught.value.message == "PHIPIPE_COMPUTE is `cuda`, and this machine has no NVIDIA GPU"
 
 
 def test_what_runs_on_a_gpu_goes_to_a_machine_that_has_one() -> None:

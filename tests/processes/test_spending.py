@@ -14,6 +14,7 @@ import pytest
 from testing.workers import Bench, posix
 
 from phipipe import progress
+from phipipe.execution.process import Request
 from phipipe.processes import spending
 from phipipe.processes.spending import Spent
 
@@ -119,6 +120,23 @@ def test_tokens_are_counted_for_each_step_by_itself(bench: Bench) -> None:
     told = bench("count_tokens", scored=2048, generated=96).usage()
     assert (told["scored_tokens"], told["generated_tokens"]) == (2048, 96)
     assert not {"scored_tokens", "generated_tokens"} & set(bench("count").usage())
+
+
+def test_a_gpu_is_named_for_the_step_that_used_it_and_given_back(bench: Bench) -> None:
+    told = bench("use_gpu").usage()
+    assert (told["gpu"], told["peak_gpu_bytes"]) == ("GPU of 0 bytes", 7)
+    after = bench("count").usage()
+    assert not {"gpu", "peak_gpu_bytes"} & set(after)
+    bench("gpu_was_released")
+
+
+def test_a_step_knows_what_it_was_foretold_to_take(bench: Bench) -> None:
+    scratch = bench.folder / "foretold"
+    scratch.mkdir()
+    request = Request(
+        step="use_gpu", runs="testing.steps_cheap/use_gpu", inputs={}, params={}, memory_bytes=12
+    )
+    assert bench.worker.run(request, scratch).usage()["gpu"] == "GPU of 12 bytes"
 
 
 def test_tokens_that_were_taken_are_gone() -> None:

@@ -21,7 +21,7 @@ from phipipe.settings import given as given_variables
 from phipipe.settings.rows import SETTINGS, Kind
 
 TRUSTED_ONLY = {
-    *("keep", "sources"),
+    *("keep", "sources", "compute"),
     *("cache", "toolchains", "memory_limit_gib", "preflight", "remote", "remote_mode", "trust"),
 }
 FREE = {"toolchain", "step_timeout_s", "idle_timeout_s"}
@@ -31,6 +31,7 @@ EXAMPLES = {
     "sources": '"copy"',
     "toolchains": '"tools"',
     "toolchain": '"current"',
+    "compute": '"cpu"',
     "step_timeout_s": "60",
     "idle_timeout_s": "1.5",
     "memory_limit_gib": "8",
@@ -78,7 +79,7 @@ def test_every_setting_but_import_roots_can_stand_in_the_users_file(user: Path) 
     assert (found.cache, found.toolchains) == (user.parent / "somewhere", user.parent / "tools")
     assert (found.keep_all, found.copies_sources, found.borrows_sources) == (False, True, False)
     assert (found.step_timeout_s, found.idle_timeout_s, found.memory_limit_gib) == (60, 1.5, 8)
-    assert (found.use_current, found.preflight) == (True, False)
+    assert (found.use_current, found.preflight, found.compute) == (True, False, "cpu")
     assert (found.remote, found.remote_writes) == ("s3://bucket/prefix", False)
     assert found.trust == user.parent / "trust.yaml"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from phipipe import settings
 from phipipe.errors import RecipeError
-from phipipe.settings import Settings, child_environment
+from phipipe.settings import Settings, child_environment, compute
 
 
 def test_defaults_are_the_platforms_cache_and_no_limits() -> None:
@@ -31,6 +31,7 @@ def test_every_variable_is_used(tmp_path: Path) -> None:
         "PHIPIPE_CACHE": str(tmp_path / "c"),
         "PHIPIPE_TOOLCHAINS": str(tmp_path / "t"),
         "PHIPIPE_TOOLCHAIN": "current",
+        "PHIPIPE_COMPUTE": "cuda",
         "PHIPIPE_STEP_TIMEOUT_S": "1.5",
         "PHIPIPE_IDLE_TIMEOUT_S": "2",
         "PHIPIPE_MEMORY_LIMIT_GIB": "3",
@@ -42,6 +43,8 @@ def test_every_variable_is_used(tmp_path: Path) -> None:
         True,
     )
     assert (found.step_timeout_s, found.idle_timeout_s, found.memory_limit_gib) == (1.5, 2, 3)
+    assert found.compute == compute(values) == "cuda"
+    assert Settings.read({}).compute == compute({}) == "auto"
 
 
 @pytest.mark.parametrize("name", ["STEP_TIMEOUT_S", "IDLE_TIMEOUT_S", "MEMORY_LIMIT_GIB"])

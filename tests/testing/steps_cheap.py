@@ -18,6 +18,7 @@ from typing import Any
 
 from phipipe import progress
 from phipipe.errors import GateFailed, Interrupted
+from phipipe.processes import gpu
 
 Inputs = Mapping[str, Path]
 Params = Mapping[str, Any]
@@ -183,6 +184,21 @@ def write(inputs: Inputs, out: Path, params: Params) -> None:
 def count_tokens(inputs: Inputs, out: Path, params: Params) -> None:
     progress.scored(params["scored"])
     progress.generated(params["generated"])
+
+
+def use_gpu(inputs: Inputs, out: Path, params: Params) -> None:
+    """Named by what it was foretold to take; what is released is the environment's to say."""
+    gpu.uses(
+        gpu.Use(
+            name=f"GPU of {gpu.foretold_bytes()} bytes",
+            peak_bytes=lambda: 7,
+            release=lambda: os.environ.update(GPU="released"),
+        )
+    )
+
+
+def gpu_was_released(inputs: Inputs, out: Path, params: Params) -> None:
+    assert os.environ["GPU"] == "released"
 
 
 def spawn(inputs: Inputs, out: Path, params: Params) -> None:

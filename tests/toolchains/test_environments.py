@@ -13,7 +13,7 @@ import pytest
 
 from phipipe.errors import ToolchainError
 from phipipe.settings import Settings
-from phipipe.toolchains import environments, uv_settings
+from phipipe.toolchains import environments, installation, uv_settings
 
 PACKAGE = "iniconfig==2.1.0"
 
@@ -270,3 +270,42 @@ def test_what_needs_a_gpu_is_of_use_where_one_is(
     monkeypatch.setattr(environments, "has_nvidia", lambda: there)
     assert environments.is_useful("onnxruntime-cuda") is there
     assert environments.is_useful("onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "index", "asked"),
+    [
+        ("torch", True, False, "auto"),
+        ("torch", False, False, "cpu"),
+        ("onnxruntime", True, False, "cpu"),  # its torch only exports
+        ("torch", True, True, None),  # the user decides where packages come from
+    ],
+)
+def test_the_build_of_torch_is_chosen_by_the_machine(
+    name: str,
+    driver: bool,
+    index: bool,
+    asked: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for setting in (
+        *uv_settings.INDEX_SETTINGS,
+        "PIP_FIND_LINKS",
+        "PIP_INDEX_URL",
+        "PIP_EXTRA_INDEX_URL",
+    ):
+        monkeypatch.delenv(setting, raising=False)
+    if index:
+        monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(installation, "has_nvidia", lambda: driver)
+    job = installation.Installation(
+        name=name,
+        lock=environments.lock_of(name),
+        path=tmp_path / name,
+        notify=print,
+        stop=lambda: False,
+    )._job("uv", tmp_path / "excludes")
+    words = [str(word) for word in job.commands[1]]
+    at = words.index("--torch-backend") if "--torch-backend" in words else None
+    assert (None if at is None else words[at + 1]) == asked

@@ -28,11 +28,11 @@ def imatrix(inputs: Inputs, out: Path, params: Params) -> None:
     Raises:
         StepFailed: a linear has no name in GGUF, or some input never was non-zero.
     """
-    model = Layerwise(inputs["source"])
+    model = Layerwise(inputs["source"], learns=True)
     windows = np.load(inputs["calibration"] / "tokens.npy")
     rename = _names(model.config.model_type, model.config.num_hidden_layers)
     vectors = {
-        f"{rename(name)}.weight": (total / windows.size).numpy()
+        f"{rename(name)}.weight": (total / windows.size).cpu().numpy()
         for name, total in _squares(model, windows.tolist()).items()
     }
     for name, values in vectors.items():

@@ -120,17 +120,17 @@ def scheme(job: Job[Options]) -> str:
 
 
 def open(artifact: Path, api: str = "cpu") -> Runtime:
-    """Load a checkpoint in fp32 on the CPU, the only unit it is run on here."""
+    """Load a checkpoint in fp32 on the CPU, or on an NVIDIA GPU."""
     from phipipe.backends.torch.session import Session
 
-    return Session(artifact)
+    return Session(artifact, api)
 
 
 def open_run(artifact: Path, api: str = "cpu", cache: str = "") -> Runtime:
     """The same in the dtype that transformers takes by itself."""
     from phipipe.backends.torch.session import Session
 
-    return Session(artifact, as_run=True)
+    return Session(artifact, api, as_run=True)
 
 
 def knob(recipe: Recipe, api: str) -> str:
@@ -156,7 +156,8 @@ FACE = Backend(
     options=Options,
     precisions=dict.fromkeys(("cpu", "cuda", "metal"), _SCHEMES),
     systems=frozenset({"linux", "windows", "macos"}),
-    toolchains={"cpu": TOOLCHAIN},
+    host_apis=frozenset({"cpu", "cuda"}),
+    toolchains={"cpu": TOOLCHAIN, "cuda": TOOLCHAIN},
     cache_bytes={"cpu": 4, "cuda": 2, "metal": 2},
     files=("config.json", "*.safetensors", "*.safetensors.index.json"),
     quantized_by=frozenset({"auto-round"}),

@@ -1,4 +1,5 @@
-"""A checkpoint in PyTorch on the CPU, in fp32 or as transformers runs it: logits, greedy text."""
+"""A checkpoint in PyTorch on the CPU or an NVIDIA GPU, in fp32 or as transformers runs it: logits,
+greedy text."""
 
 from __future__ import annotations
 
@@ -14,45 +15,47 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from phipipe.backends.choosing import Choose
 from phipipe.backends.torch import packing
 from phipipe.errors import StepFailed
-from phipipe.models import tokenizer_files
+from phipipe.models import compute, tokenizer_files
 from phipipe.models.transformers_files import config_of
 
 
 class Session:
-    """``Runtime`` over a checkpoint's folder; ``as_run``: in the dtype that transformers takes."""
+    """``Runtime`` over a checkpoint's folder, on the unit ``api``; ``as_run``: in the dtype that
+    transformers takes."""
 
-    def __init__(self, folder: Path, as_run: bool = False) -> None:
-        self._model = _load_as_it_is(folder) if as_run else _load(folder)
+    def __init__(self, folder: Path, api: str = "cpu", as_run: bool = False) -> None:
+        self._unit = compute.on(api)
+        load = _load_as_it_is if as_run else _load
+        self._model = load(folder, self._unit)
         self._ends = tokenizer_files.end_ids(self._model.generation_config.eos_token_id)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            ids = torch.tensor([list(tokens)])
-            rows: npt.NDArray[np.float32] = (
-                self._model(input_ids=ids, use_cache=False).logits[0].float().numpy()
-            )
+            ids = torch.tensor([list(tokens)], device=self._unit)
+            logits = self._model(input_ids=ids, use_cache=False).logits[0]
+            rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()
         return rows
 
     def generate(
         self, prompt: Sequence[int], limit: int, choose: Choose | None = None
     ) -> Iterator[int]:
-        ids, cache = torch.tensor([list(prompt)]), None
+        ids, cache = torch.tensor([list(prompt)], device=self._unit), None
         for _ in range(limit):
             with torch.inference_mode():
                 output = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             last = output.logits[0, -1]
-            token = int(last.argmax()) if choose is None else choose(last.float().numpy())
+            token = int(last.argmax()) if choose is None else choose(last.float().cpu().numpy())
             yield token
             if token in self._ends:
                 return
-            ids = torch.tensor([[token]])
+            ids = torch.tensor([[token]], device=self._unit)
 
     def close(self) -> None:
         del self._model
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def _load(folder: Path, unit: torch.device) -> PreTrainedModel:
     """The model in fp32: matrix products in fp16 accumulate as a CPU likes, and only what is stored
     is to be judged."""
     packed = "quantization_config" in json.loads((folder / "config.json").read_text("utf-8"))
@@ -67,15 +70,15 @@ def _load(folder: Path) -> PreTrainedModel:
     for name, module in list(model.named_modules()):
         if hasattr(module, "qweight"):
             model.set_submodule(name, _unpacked(name, module))
-    return model
+    return model.to(unit)
 
 
-def _load_as_it_is(folder: Path) -> PreTrainedModel:
+def _load_as_it_is(folder: Path, unit: torch.device) -> PreTrainedModel:
     """The model as the program on the card loads it."""
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",
-        device_map="cpu",
+        device_map=str(unit),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
