@@ -20,23 +20,27 @@ from phipipe.processes.company import Company
 ALIGNED = 16  # values; as far as memory that torch makes itself
 # Values that are copied at a time: of more, torch would have all cores at it, which compute.
 PIECE = 2**14
+CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]
 
 
 class Widened:
     """``layers``, whose weights are as the files have them. ``rounded``: a dtype of 16 bits that
-    they are rounded to. ``company``: who goes through them, too."""
+    they are rounded to. ``company``: who goes through them, too; on the CPU, weights are shared.
+    ``unit``: where they are computed with."""
 
     def __init__(
         self,
         layers: Sequence[torch.nn.Module],
         rounded: torch.dtype | None,
         company: Company | None,
+        unit: torch.device = CPU,
     ) -> None:
-        self._layers, self._rounded = layers, rounded
-        self._widens = all(tensor.dtype != torch.float32 for tensor in layers[0].parameters())
+        self._layers, self._rounded, self._unit = layers, rounded, unit
+        stored = {tensor.dtype for tensor in layers[0].parameters()}
+        self._widens = torch.float32 not in stored or unit != CPU
         self._waiting = company
-        if company and (rounded or not self._widens):
+        if company and (rounded or unit != CPU or not self._widens):
             # What needs no widening is shared by the system, which keeps its files in memory.
             company.leave()
             self._waiting = None
@@ -116,6 +120,10 @@ class Widened:
                 if tensor.data_ptr() == stored.data_ptr():
                     stored.flatten()[::1024].sum()  # of each page one: the system reads the file
                     continue
+                if self._unit != CPU:
+                    moved = stored.to(self._unit)
+                    tensor.copy_(moved.to(self._rounded) if self._rounded else moved)
+                    continue
                 pieces = (flat.view(-1).split(PIECE) for flat in (tensor, stored.contiguous()))
                 for wide, piece in zip(*pieces, strict=True):
                     wide.copy_(piece.to(self._rounded) if self._rounded else piece)
@@ -134,7 +142,7 @@ class Widened:
         None: it is fp32 as it is."""
         at = 0
         for name, tensor in self._layers[i].named_parameters():
-            if tensor.dtype == torch.float32 and not self._rounded:
+            if tensor.dtype == torch.float32 and not self._rounded and self._unit == CPU:
                 yield name, tensor.detach(), None
             else:
                 yield name, tensor, at
@@ -150,7 +158,7 @@ class Widened:
         values = -(-max(sizes) // ALIGNED) * ALIGNED
         with torch.inference_mode(mode=False):
             if not self._company:
-                return [torch.empty(values) for _ in range(2)]
+                return [torch.empty(values, device=self._unit) for _ in range(2)]
             with self._company.room.open("r+b") as file:
                 if file.seek(0, os.SEEK_END) < 8 * values:
                     file.truncate(8 * values)
