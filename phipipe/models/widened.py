@@ -3,8 +3,6 @@ computes with the last that was asked for.
 
 Steps that go through the same layers side by side (``processes.company``) share what is read: one
 of them widens a layer into memory that all have mapped. At most two layers are in it.
-A GPU computes while the processor copies the next layer to it: nothing is read ahead for one, and
-nothing shared.
 """
 
 from __future__ import annotations
@@ -22,26 +20,27 @@ from phipipe.processes.company import Company
 ALIGNED = 16  # values; as far as memory that torch makes itself
 # Values that are copied at a time: of more, torch would have all cores at it, which compute.
 PIECE = 2**14
+CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]
 
 
 class Widened:
     """``layers``, whose weights are as the files have them. ``rounded``: a dtype of 16 bits that
-    they are rounded to. ``company``: who goes through them, too. ``unit``: where they are
-    widened."""
+    they are rounded to. ``company``: who goes through them, too; on the CPU, weights are shared.
+    ``unit``: where they are computed with."""
 
     def __init__(
         self,
         layers: Sequence[torch.nn.Module],
         rounded: torch.dtype | None,
         company: Company | None,
-        unit: torch.device,
+        unit: torch.device = CPU,
     ) -> None:
         self._layers, self._rounded, self._unit = layers, rounded, unit
-        self._is_here = unit.type == "cpu"
-        self._widens = all(tensor.dtype != torch.float32 for tensor in layers[0].parameters())
+        stored = {tensor.dtype for tensor in layers[0].parameters()}
+        self._widens = torch.float32 not in stored or unit != CPU
         self._waiting = company
-        if company and (rounded or not self._widens or not self._is_here):
+        if company and (rounded or unit != CPU or not self._widens):
             # What needs no widening is shared by the system, which keeps its files in memory.
             company.leave()
             self._waiting = None
@@ -62,7 +61,8 @@ class Widened:
             del self._rooms
         wide = self._given(i, self._company) if self._company else self._own(i)
         following = i + stride if abs(stride) == 1 else i + 1
-        if self._is_here and 0 <= following < len(self._layers):
+        # A GPU computes by itself meanwhile.
+        if self._unit == CPU and 0 <= following < len(self._layers):
             self._ahead = following, self._reader.submit(self._fill, following, self._company)
         if written and (self._company or not self._widens):
             return {name: tensor.clone() for name, tensor in wide.items()}
@@ -118,11 +118,12 @@ class Widened:
         with torch.inference_mode(mode=False), torch.no_grad():
             for name, tensor in self._views(i).items():
                 stored = self._layers[i].get_parameter(name).detach()
+                if self._unit != CPU:
+                    moved = stored.to(self._unit)
+                    tensor.copy_(moved.to(self._rounded) if self._rounded else moved)
+                    continue
                 if tensor.data_ptr() == stored.data_ptr():
                     stored.flatten()[::1024].sum()  # of each page one: the system reads the file
-                    continue
-                if not self._is_here:
-                    tensor.copy_(stored.to(self._unit))
                     continue
                 pieces = (flat.view(-1).split(PIECE) for flat in (tensor, stored.contiguous()))
                 for wide, piece in zip(*pieces, strict=True):
@@ -142,7 +143,7 @@ class Widened:
         None: it is fp32 as it is."""
         at = 0
         for name, tensor in self._layers[i].named_parameters():
-            if tensor.dtype == torch.float32 and not self._rounded and self._is_here:
+            if tensor.dtype == torch.float32 and not self._rounded and self._unit == CPU:
                 yield name, tensor.detach(), None
             else:
                 yield name, tensor, at
