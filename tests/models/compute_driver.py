@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from testing import pretend_gpu, torch_steps
 from testing.drive import answer, message
+from testing.torch_names import ON_CPU
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phipipe.algorithms import distil
@@ -52,7 +53,7 @@ def figures(root: Path, there: Callable[[], Any]) -> dict[str, Any]:
     for place in ("cpu", "there"):
         torch_steps.prepare(root / place)
     for name, step in torch_steps.STEPS.items():
-        with sdpa_kernel(SDPBackend.MATH):
+        with nullcontext() if name in ON_CPU else sdpa_kernel(SDPBackend.MATH):
             on_cpu = under("cpu", lambda step=step: step(root / "cpu"))
         pretend_gpu.computed.clear()
         with there():
