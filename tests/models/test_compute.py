@@ -22,20 +22,12 @@ def facts(
     return facts_of(python_of("torch"), DRIVER, tmp_path_factory.mktemp("compute"))
 
 
-def judge(name: str, found: dict[str, Any]) -> None:
-    """GPTQ carries the last digit of a sum on from column to column; all others keep theirs."""
-    if name == "gptq":
-        assert found["differ"] < 0.05
-    else:
-        assert found["off"] <= SAME
-
-
 @pytest.mark.parametrize("name", STEPS)
 def test_all_of_a_step_is_on_one_device_and_its_figures_stay(
     facts: dict[str, Any], name: str
 ) -> None:
     found = section(facts, "pretended")[name]
-    judge(name, found)
+    assert found["off"] <= SAME
     if name in ON_CPU:
         assert (found["usage"], found["operations"]) == ({}, 0)
     else:
@@ -48,7 +40,10 @@ def test_figures_of_a_real_gpu_are_those_of_the_cpu(facts: dict[str, Any], name:
     found = section(facts, "gpu")
     if not found:
         pytest.skip("this machine has no NVIDIA GPU that the toolchain's PyTorch can use")
-    judge(name, found[name])
+    if name == "gptq":  # it carries the last digit of a sum on from matrix to matrix
+        assert found[name]["differ"] < 0.02
+    else:
+        assert found[name]["off"] <= SAME
     assert bool(found[name]["usage"]) is (name not in ON_CPU)
 
 
