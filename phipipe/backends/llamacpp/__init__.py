@@ -61,8 +61,7 @@ def scheme(job: Job[Options]) -> str:
     """The file type, and what is exceptional."""
     recipe, options = job.recipe, job.options
     words = [type_of(recipe, options), *(["importance matrix"] if options.imatrix else [])]
-    words += ["pure"] if options.pure else []
-    words += ["precision map"] if options.map else []
+    words += ["pure"] * options.pure + ["precision map"] * bool(options.map)
     words += [f"{name} {kind}" for name, kind in _special(options).items()]
     return ", ".join(words)
 
@@ -123,7 +122,6 @@ def _convert_step(job: Job[Options], kind: str) -> Step:
 
 def _imatrix_step(job: Job[Options]) -> Step:
     checkpoint, calibrate = job.checkpoint, job.recipe.calibrate
-    inputs = 2 * 8 * calibrate.window * checkpoint.intermediate_size  # squares of, in fp64
     return Step(
         name="imatrix",
         runs="llamacpp/imatrix",
@@ -131,7 +129,7 @@ def _imatrix_step(job: Job[Options]) -> Step:
         needs={"source": "source", "calibration": "calibration"},
         layers="source",
         toolchain="torch",
-        memory_bytes=inputs
+        memory_bytes=16 * calibrate.window * checkpoint.intermediate_size  # squares, in fp64
         + layerwise_memory.memory_bytes(checkpoint, calibrate.tokens, calibrate.window),
     )
 
@@ -204,9 +202,7 @@ def model_name(recipe: Recipe, checkpoint: Checkpoint) -> str:
     if adapter is not None:
         repo, folder = adapter.repo, Path(str(adapter.path)).name
     name = repo.rpartition("/")[2] if repo else source.builtin or folder
-    if checkpoint.tokenizer != "sentencepiece":
-        return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
-    if not stripped_after(checkpoint):
+    if checkpoint.tokenizer != "sentencepiece" or not stripped_after(checkpoint):
         return re.sub("phi-?3", "Phi", name, flags=re.IGNORECASE)
     return name if re.search("phi-?3", name, re.IGNORECASE) else f"Phi-3 {name}"
 
