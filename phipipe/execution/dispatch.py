@@ -84,8 +84,7 @@ class _Run:
         whole = graph(plans)
         self._names, self._todo = whole.names, Todo(whole)
         self._outcomes = [Outcome(plan=plan) for plan in plans]
-        self._aside = Aside()
-        self._keeping = keeping
+        self._aside, self._keeping = Aside(), keeping
         self._installs, self._deliveries = Installs(), Deliveries(keeping.store, self._aside)
         self._room = Room(
             jobs=manner.jobs or 1,
@@ -173,17 +172,15 @@ class _Run:
 
     def _launch_some(self, measuring: bool) -> None:
         """Launch what waits, fits and is a measurement or not."""
-        if not self._room.takes_more(self._running.values()):
-            return
         for node in self._sweeps.ordered(self._queue.values(), measuring):
+            if not self._room.takes_more(self._running.values()):
+                return
             if not self._todo.is_due(node):  # an input was found damaged, or nobody wants it
                 node.waiting = None
                 del self._queue[node.identity]
             elif not self._is_held(node):
                 del self._queue[node.identity]
                 self._launch(node)
-            if not self._room.takes_more(self._running.values()):
-                return
 
     def _is_held(self, node: Node) -> bool:
         obstacle = self._room.obstacle(node, [*self._running.values()], self._is_installing)

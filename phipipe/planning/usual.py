@@ -64,7 +64,7 @@ def lines(plan: Plan) -> list[str]:
 
 def _is_open(build: Build, whole: Checkpoint) -> bool:
     """Whether the recipe leaves open how an int4 build is rounded, and there is a text to learn
-    from that needs nothing else of a hub than the model does."""
+    from that asks no more of a hub than the recipe does."""
     recipe = build.recipe
     if recipe.precision != "int4" or build.written & SAYING:
         return False
@@ -76,6 +76,8 @@ def _is_open(build: Build, whole: Checkpoint) -> bool:
     text = recipe.calibrate.text or calibration.usual_text(recipe)
     if language.large or text is None:
         return False
+    if text.dataset is not None and recipe.calibrate.text is None:
+        return recipe.evaluate.text.dataset is not None  # else no data set was spoken of
     return text != recipe.evaluate.text or text.builtin is not None
 
 

@@ -280,7 +280,9 @@ def test_strict_plans_exit_where_run_would_refuse(
 
 
 def test_what_builds_came_to_is_told_also_of_failed_ones(own_cache: Path) -> None:
-    recipe: Any = SimpleNamespace(backend="torch", precision="int8")
+    recipe: Any = SimpleNamespace(
+        backend="torch", precision="int8", cache=SimpleNamespace(keep=None)
+    )
     plans = [
         replace(
             made,

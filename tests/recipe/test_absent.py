@@ -65,7 +65,7 @@ def steps(build: Build) -> list[Step]:
 def test_a_variant_that_learns_nothing_is_planned_as_if_nobody_had_asked(
     tmp_path: Path, weights: str
 ) -> None:
-    (plain,) = load(tmp_path, PLAIN.replace("name: x", "name: x-b"))
+    (plain,) = load(tmp_path, PLAIN.replace("name: x", "name: x-b") + "quantize: {}\n")
     base = PLAIN + "weights: {learn: gptq}\n"
     learned, taken_back = load(
         tmp_path, f"{base}matrix:\n  - {{name: a}}\n  - {{name: b, weights: {weights}}}\n"
