@@ -70,7 +70,8 @@ def places() -> Mapping[str, list[str]]:
 
 
 def failures(python: Path | str, names: list[str]) -> dict[str, str]:
-    told: dict[str, str] = json.loads(drive(Path(python), step_imports.__file__, *names))
+    said = drive(Path(python), step_imports.__file__, *names)
+    told: dict[str, str] = json.loads(said.splitlines()[-1])  # some packages print on import
     return told
 
 
