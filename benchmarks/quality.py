@@ -7,7 +7,8 @@ with Python: the help of its language in English, and its own modules as code; l
 evaluation take different parts, and `tune` chooses by what follows in the first. Printed is one row
 a build: size, bits for a weight, mean KL divergence from the original with its standard error, the
 share of equal first choices, the ratio of perplexities, whether it knows the capital of France, how
-long the steps that make the file took, and how much memory beyond mapped files the largest had.
+much time of a core the steps that make the file took, and how much memory beyond mapped files the
+largest had.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ COLUMNS = (
     "same first choice",
     "perplexity",
     "answer",
-    "s",
+    "CPU s",
     "GiB",
 )
 
@@ -143,8 +144,8 @@ def row(backend: str, result: Result) -> str:
     if not result.ok:
         print(f"{result.name}: {result.error}", file=sys.stderr)
         return f"| {backend} | {name} | failed |{' |' * (len(COLUMNS) - 1)}"
-    made = [step for step in result.steps if step.name in MAKING and step.seconds is not None]
-    took = sum(step.seconds or 0 for step in made)
+    made = [step for step in result.steps if step.name in MAKING]
+    took = sum(step.cpu_seconds or 0 for step in made)
     peak_gib = max((step.peak_anon_bytes or 0 for step in made), default=0) / 2**30
     return f"{_figures(backend, name, result.outcome)} {took:.0f} | {peak_gib:.1f} |"
 

@@ -187,8 +187,9 @@ def advice_json(plan: Plan) -> list[documents.Warned]:
 
 
 def _step(name: str, result: Result) -> documents.DoneStep:
-    seconds, rss, anon = (
-        result.usage.get(n) for n in ("seconds", "peak_rss_bytes", "peak_anon_bytes")
+    seconds, cpu_seconds, rss, anon = (
+        result.usage.get(n)
+        for n in ("seconds", "cpu_seconds", "peak_rss_bytes", "peak_anon_bytes")
     )
     return documents.DoneStep(
         name=name,
@@ -198,6 +199,7 @@ def _step(name: str, result: Result) -> documents.DoneStep:
         shared=result.shared,
         bytes=result.stored.size_bytes,
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         peak_rss_bytes=None if rss is None else int(rss),
         peak_anon_bytes=None if anon is None else int(anon),
         machine=result.machine,

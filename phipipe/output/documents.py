@@ -155,6 +155,7 @@ class DoneStep:
     shared: bool
     bytes: int
     seconds: float | None
+    cpu_seconds: float | None
     peak_rss_bytes: int | None
     peak_anon_bytes: int | None
     machine: str | None
