@@ -188,8 +188,7 @@ def advice_json(plan: Plan) -> list[documents.Warned]:
 
 def _step(name: str, result: Result) -> documents.DoneStep:
     seconds, cpu_seconds, rss, anon = (
-        result.usage.get(n)
-        for n in ("seconds", "cpu_seconds", "peak_rss_bytes", "peak_anon_bytes")
+        result.usage.get(n) for n in ("seconds", "cpu_seconds", "peak_rss_bytes", "peak_anon_bytes")
     )
     return documents.DoneStep(
         name=name,

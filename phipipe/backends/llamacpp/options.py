@@ -55,9 +55,9 @@ class Options(Mapped):
 
     type: TypeName | None = Field(
         default=None,
-        description="The file type. Without it: Q4_K_M for int4, Q8_0 for int8, F16 for fp16. "
-        "int4 stands for all "
-        "types below 8 bits. Q4_0 and IQ4_NL are what Arm phones repack for their fast kernels.",
+        description="The file type. Without it: Q4_K_M for int4 (Q4_0 where weights are learned), "
+        "Q8_0 for int8, F16 for fp16. int4 stands for all types below 8 bits. Q4_0 and IQ4_NL are "
+        "what Arm phones repack for their fast kernels.",
     )
     imatrix: bool = Field(
         default=False,
