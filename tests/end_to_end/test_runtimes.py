@@ -18,7 +18,11 @@ from testing.shell import Shell
 from phipipe.package import package
 
 BOARD = RECIPES / "board.yaml"
-FEWER = ("--set", "evaluate.tokens=2048", "--set", "measure.repetitions=2")
+FEWER = (
+    *("--set", "evaluate.tokens=2048"),
+    *("--set", "calibrate.tokens=4096"),
+    *("--set", "measure.repetitions=2"),
+)
 KLD_MEAN = {"fp32": 1e-6, "fp16": 1e-6, "int8": 1e-4, "int4": 5e-3}
 
 
