@@ -39,7 +39,7 @@ evaluate:
   gates: {kld_mean: {max: 0.002}, top1: {min: 0.95}}
 measure: {prompt_tokens: 32, new_tokens: 8, repetitions: 1}
 matrix:
-  - {name: nearest}
+  - {name: nearest, weights: none}
   - {name: gptq, quantize: {algorithm: gptq, mixed: down}}
   - {name: rotated, quantize: {algorithm: gptq, rotate: quarot}}
 """
