@@ -109,7 +109,7 @@ def test_scales_are_the_lattices_own(facts: dict[str, Any]) -> None:
 
 def test_another_number_of_threads_gives_weights_as_good(facts: dict[str, Any]) -> None:
     one, two = facts["threads"]
-    assert two == pytest.approx(one, rel=0.1)
+    assert two == pytest.approx(one, rel=0.25)
 
 
 def test_a_table_that_is_embedding_and_head_stays_what_the_embedding_needs(
