@@ -109,7 +109,8 @@ def job(backend: str, case: str) -> AnyJob:
         del chosen["embed_tokens"]
     face = backends.load(backend)
     weights = SimpleNamespace(learn=None, group_size=32)
-    calibrate, source = SimpleNamespace(tokens=1024), SimpleNamespace(adapter=None)
+    calibrate = SimpleNamespace(tokens=1024, window=256)
+    source = SimpleNamespace(adapter=None)
     recipe: Any = SimpleNamespace(
         precision="int4", backend=backend, weights=weights, calibrate=calibrate, context=512
     )
