@@ -147,8 +147,9 @@ COLUMNS = {"down_proj": 768}  # of the embedded model
 
 def of_torch(folder: Path) -> Matrices:
     from phipipe.backends.torch.session import _load
+    from phipipe.models import compute
 
-    for key, weight in _load(folder).named_parameters():
+    for key, weight in _load(folder, compute.CPU).named_parameters():
         if name := linears.linear_of(key):
             yield name, weight.detach().float().numpy()
 
