@@ -16,7 +16,6 @@ from pathlib import PurePath
 from typing import Literal
 
 from phipipe import errors
-from phipipe.errors import PhipipeError
 from phipipe.steps import Json
 
 # --- errors
@@ -64,7 +63,7 @@ class Failure:
     error: Error
 
 
-def error_of(error: PhipipeError) -> Error:
+def error_of(error: errors.PhipipeError) -> Error:
     """``error`` as data."""
     place = error.place
     return Error(
@@ -79,7 +78,7 @@ def error_of(error: PhipipeError) -> Error:
     )
 
 
-def problems_of(error: PhipipeError, file: str | None = None) -> list[Problem]:
+def problems_of(error: errors.PhipipeError, file: str | None = None) -> list[Problem]:
     """Everything that ``error`` says, one by one; ``file`` is where it is if the error does not
     know."""
     if error.parts:

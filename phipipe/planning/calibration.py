@@ -21,7 +21,7 @@ def calibration_steps(build: Build, context: int) -> list[Step]:
     """
     recipe = build.recipe
     check.check_window(build, "calibrate", context)
-    text = recipe.calibrate.text or usual_text(recipe)
+    text = text_of(recipe)
     if text is None:
         message = (
             "what this recipe asks for learns from a calibration text, and the recipe names none"
@@ -64,6 +64,18 @@ def held_out_step(recipe: Recipe) -> Step:
     """Tokens of the calibration text behind those that are learned from."""
     calibrate, tokens = recipe.calibrate, distilled.held_out_tokens(recipe.calibrate.window)
     return tokens_step(distilled.HELD_OUT, tokens, calibrate.window, calibrate.tokens)
+
+
+def text_of(recipe: Recipe) -> Text | None:
+    """The text that is learned from: the recipe's own, or the usual one."""
+    return recipe.calibrate.text or usual_text(recipe)
+
+
+def unasked_text(recipe: Recipe) -> Text | None:
+    """The same where nobody asked for it: never the text that is evaluated on, as far as the recipe
+    alone tells. The built-in texts of both are two."""
+    text = text_of(recipe)
+    return None if text == recipe.evaluate.text and text.builtin is None else text
 
 
 def usual_text(recipe: Recipe) -> Text | None:

@@ -27,9 +27,8 @@ def of(plan: Plan) -> str | None:
         return None
     if any("calibration" in step.needs.values() for step in plan.steps):
         return None
-    text = recipe.calibrate.text or calibration.usual_text(recipe)
-    if text is None or (text == recipe.evaluate.text and not text.builtin):
-        return None  # no hub is asked for a hint: of built-in texts there are two
+    if calibration.unasked_text(recipe) is None:
+        return None  # no hub is asked for a hint
     learning = recipe.model_copy(update={"weights": Weights(learn="gptq")})
     try:
         asked = replace(build, recipe=learning)

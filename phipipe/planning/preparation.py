@@ -65,8 +65,9 @@ def prepare(
     with placed(build, "source", "path"):
         original = read(recipe.source, build.folder)
     build = sampled.settled(build, original.checkpoint)
-    build = usual.settled(build, original.checkpoint, outlined)
-    target = targets.of(build)
+    settled = usual.settled(build, original.checkpoint, outlined)
+    if settled is not build:
+        build, target = settled, targets.of(settled)
     options = check.with_context(recipe, target.options, original.checkpoint)
     plan = _plan(build, target._replace(options=options), original)
     if not elsewhere:

@@ -73,12 +73,11 @@ def _is_open(build: Build, whole: Checkpoint) -> bool:
     if recipe.backend not in stores_learned():
         return False
     language = kinds.language(whole) if kinds.sees(whole) else whole
-    text = recipe.calibrate.text or calibration.usual_text(recipe)
+    text = calibration.unasked_text(recipe)
     if language.large or text is None:
         return False
-    if text.dataset is not None and recipe.calibrate.text is None:
-        return recipe.evaluate.text.dataset is not None  # else no data set was spoken of
-    return text != recipe.evaluate.text or text.builtin is not None
+    spoken_of = recipe.calibrate.text, recipe.evaluate.text.dataset
+    return text.dataset is None or any(one is not None for one in spoken_of)
 
 
 def _learning(build: Build) -> Iterator[Build]:
