@@ -23,6 +23,7 @@ from phipipe.hub.take import Original
 from phipipe.maintain import support_tables
 from phipipe.models import checkpoints as models
 from phipipe.models import family, layouts
+from phipipe.planning import tokenizers
 from phipipe.planning.plan import Plan
 from phipipe.planning.preparation import prepare
 from phipipe.recipe import loading
@@ -57,7 +58,7 @@ def plan_of(
     source: Path,
     backend: str,
     window: str,
-    read: Callable[[Source, Path], Original] = take.original,
+    read: Callable[[Source, Path], Original] = tokenizers.original,
 ) -> Plan:
     """The plan of a build with evaluation windows of that kind.
 
