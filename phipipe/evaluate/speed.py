@@ -8,6 +8,7 @@ every runtime.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import statistics
@@ -20,12 +21,16 @@ from phipipe.evaluate import reports
 from phipipe.evaluate.reports import Speed
 from phipipe.steps import Inputs, Params
 
+WARM = 4  # tokens of an answer that nobody times: by then, memory and threads are there
+FEWEST, MOST = 3, 5  # runs where a recipe names no number
+ALIKE = 0.05  # of their median, from the lowest to the highest: more runs would say the same
+
 
 def measure(inputs: Inputs, out: Path, params: Params) -> None:
     """Step: time ``inputs["artifact"]`` and write ``speed.json``.
 
-    ``params``: backend, prompt_tokens, new_tokens, repetitions, and api, the unit to run on
-    (default "cpu"). Figures:
+    ``params``: backend, prompt_tokens, new_tokens, repetitions (None: ``FEWEST``, and up to
+    ``MOST`` until they are ``ALIKE``), and api, the unit to run on (default "cpu"). Figures:
 
     - ``load_s``: opening the artifact and answering one token with one (files may be in the page
       cache)
@@ -43,7 +48,7 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
     for _ in runtime.generate(prompt[:1], 1):
         pass
     load_s = time.perf_counter() - start
-    samples = _samples(runtime, prompt, new_tokens, int(params["repetitions"]))
+    samples = _samples(runtime, prompt, new_tokens, params["repetitions"])
     runtime.close()
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
     metrics = {name: statistics.median(values) for name, values in columns.items()}
@@ -59,14 +64,23 @@ def measure(inputs: Inputs, out: Path, params: Params) -> None:
 
 
 def _samples(
-    runtime: Runtime, prompt: list[int], new_tokens: int, repetitions: int
+    runtime: Runtime, prompt: list[int], new_tokens: int, repetitions: int | None
 ) -> list[dict[str, float]]:
-    _once(runtime, prompt, new_tokens)  # the warm-up
-    samples = []
-    for i in range(repetitions):
+    for _ in itertools.islice(runtime.generate(prompt, new_tokens), WARM):
+        pass
+    samples: list[dict[str, float]] = []
+    most = repetitions or MOST
+    while len(samples) < most:
         samples.append(_once(runtime, prompt, new_tokens))
-        progress.report(i + 1, repetitions, "repetitions")
+        if repetitions is None and len(samples) >= FEWEST and _are_alike(samples):
+            most = len(samples)
+        progress.report(len(samples), most, "repetitions")
     return samples
+
+
+def _are_alike(samples: list[dict[str, float]]) -> bool:
+    columns = [[sample[name] for sample in samples] for name in samples[0]]
+    return all(max(c) - min(c) <= ALIKE * statistics.median(c) for c in columns)
 
 
 def _once(runtime: Runtime, prompt: list[int], new_tokens: int) -> dict[str, float]:

@@ -251,12 +251,10 @@ class _Drafted:
 
     def _chosen(self, one: Pass, count: int) -> torch.Tensor:
         """The likeliest ids after each of the last ``count`` tokens, int64 [texts, count]; the
-        logits of one text at a time are in memory."""
-        rows = [
-            self._model.predictions(Pass(row[None, -count:], [], None))[0].argmax(-1)
-            for row in one.hidden
-        ]
-        return torch.stack(rows)
+        logits of few tokens at a time are in memory."""
+        parts = one.hidden[:, -count:].split(max(1, LONGEST_DRAFT // count))
+        found = [self._model.predictions(Pass(part, [], None)).argmax(-1) for part in parts]
+        return torch.cat(found)
 
 
 def _agreed(guess: Sequence[int], chosen: Sequence[int], ends: frozenset[int]) -> int:

@@ -23,11 +23,17 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from phipipe import progress
 from phipipe.errors import SourceError
 from phipipe.models import compute, tensors, tokenizer_files, transformers_files
 from phipipe.models.layerwise_memory import TOGETHER
+from phipipe.models.products import Quick
 from phipipe.models.widened import Widened
 from phipipe.processes import company
+
+
+def _tells(before: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress.report(before + done, total, "layers of windows")
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
@@ -138,11 +144,12 @@ class Layerwise:
     ) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of every position of each window (ids, or vectors as of ``embed``), float32
         [len(window), vocabulary], in order."""
-        group = max(1, TOGETHER // max(map(len, windows)))
+        group, layers = max(1, TOGETHER // max(map(len, windows))), len(self.layers)
+        total = layers * -(-len(windows) // group)
         for start in range(0, len(windows), group):
             with torch.inference_mode():
                 passes = self.enter(windows[start : start + group])
-                self.advance(passes)
+                self.advance(passes, _tells(layers * (start // group), total))
             while passes:
                 with torch.inference_mode():
                     logits = self.predictions(passes.pop(0))
@@ -180,7 +187,8 @@ class Layerwise:
     def through(self, i: int, weights: Mapping[str, torch.Tensor], one: Pass) -> torch.Tensor:
         """What leaves layer ``i`` with these ``weights``, float32 [texts, tokens, hidden size]."""
         args, settings = one.calls[i]
-        output = functional_call(self.layers[i], dict(weights), (one.hidden, *args), settings)
+        with Quick():
+            output = functional_call(self.layers[i], dict(weights), (one.hidden, *args), settings)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
@@ -212,7 +220,7 @@ class Layerwise:
     ) -> torch.Tensor:
         """Logits [texts, tokens, vocabulary] of a pass that is through all layers, with another
         ``head`` than the model's own where one is given."""
-        with self._without_layers():
+        with self._without_layers(), Quick():
             settings = {"inputs_embeds": one.hidden, "use_cache": False}
             given = dict(head or self.head)
             return functional_call(self._model, given, (), settings, tie_weights=False).logits
@@ -238,19 +246,20 @@ class Layerwise:
     ) -> Pass:
         """What reaches the first layer of ``hidden`` [texts, tokens, hidden size] after what the
         ``cache`` holds; the layers add to it. ``settings``: more that the model is given."""
-        # The model is run without its layers, and what it would have called them with is kept.
         with self._without_layers() as calls:
             done = self._base(
                 inputs_embeds=hidden, past_key_values=cache, use_cache=cached, **settings
             )
         return Pass(hidden, list(calls), done.past_key_values)
 
-    def advance(self, passes: Sequence[Pass]) -> None:
-        """Take all passes through all layers."""
+    def advance(self, passes: Sequence[Pass], told: Callable[[int], None] | None = None) -> None:
+        """Take all passes through all layers; ``told`` how many layers that was so far."""
         for i in range(len(self.layers)):
             weights = self.weights(i)
             for one in passes:
                 one.hidden = self.through(i, weights, one)
+            if told:
+                told(i + 1)
 
     @property
     def short(self) -> torch.dtype | None:
