@@ -25,9 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from phipipe import progress
 from phipipe.errors import SourceError
-from phipipe.models import compute, tensors, tokenizer_files, transformers_files
+from phipipe.models import compute, products, tensors, tokenizer_files, transformers_files
 from phipipe.models.layerwise_memory import TOGETHER
-from phipipe.models.products import Quick
 from phipipe.models.widened import Widened
 from phipipe.processes import company
 
@@ -169,15 +168,17 @@ class Layerwise:
         """The vectors of a text, float32 [tokens, hidden size]: ids, or already such."""
         return self.embed(text) if isinstance(text, Sequence) else text
 
-    def weights(self, i: int, *, written: bool = False) -> dict[str, torch.Tensor]:
+    def weights(
+        self, i: int, *, written: bool = False, stored: bool = False
+    ) -> dict[str, torch.Tensor]:
         """The weights of layer ``i`` in fp32, by their names in it, in memory that the next call
         takes again. Where they will be ``written`` to, none is the files' own. Meanwhile the next
-        layer is read.
+        layer is read. Matrices may be as they are ``stored``, where linears alone take them.
 
         Raises:
             SourceError: one is no number.
         """
-        weights = self._widened.weights(i, written)
+        weights = self._widened.stored(i) if stored else self._widened.weights(i, written)
         if i in self._unseen:
             self._unseen.discard(i)
             for name, tensor in weights.items():
@@ -187,7 +188,7 @@ class Layerwise:
     def through(self, i: int, weights: Mapping[str, torch.Tensor], one: Pass) -> torch.Tensor:
         """What leaves layer ``i`` with these ``weights``, float32 [texts, tokens, hidden size]."""
         args, settings = one.calls[i]
-        with Quick():
+        with products.Quick():
             output = functional_call(self.layers[i], dict(weights), (one.hidden, *args), settings)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
@@ -220,7 +221,7 @@ class Layerwise:
     ) -> torch.Tensor:
         """Logits [texts, tokens, vocabulary] of a pass that is through all layers, with another
         ``head`` than the model's own where one is given."""
-        with self._without_layers(), Quick():
+        with self._without_layers(), products.Quick():
             settings = {"inputs_embeds": one.hidden, "use_cache": False}
             given = dict(head or self.head)
             return functional_call(self._model, given, (), settings, tie_weights=False).logits
@@ -254,31 +255,25 @@ class Layerwise:
 
     def advance(self, passes: Sequence[Pass], told: Callable[[int], None] | None = None) -> None:
         """Take all passes through all layers; ``told`` how many layers that was so far."""
+        few = sum(one.hidden[..., 0].numel() for one in passes) <= products.FEW
+        stored = few and self._widened.can_be_stored
         for i in range(len(self.layers)):
-            weights = self.weights(i)
+            weights = self.weights(i, stored=stored)
             for one in passes:
                 one.hidden = self.through(i, weights, one)
             if told:
                 told(i + 1)
 
     @property
-    def short(self) -> torch.dtype | None:
-        """The dtype of 16 bits in which all layers' weights are stored, if there is one."""
-        dtypes = {tensor.dtype for layer in self.layers for tensor in layer.parameters()}
-        return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else None
+    def weight_bytes(self) -> int:
+        """Of all layers, as they are stored."""
+        weights = (tensor for layer in self.layers for tensor in layer.parameters())
+        return sum(tensor.numel() * tensor.element_size() for tensor in weights)
 
     def stay(self) -> None:
         """Have all layers' weights, as they are stored, on ``unit`` from now on."""
         for layer in self.layers:
             layer.to(self.unit)
-
-    def advance_short(self, one: Pass) -> None:
-        """Take a pass of ``short`` states through all layers, as their weights are stored: about
-        right, and no weight is widened. They must ``stay``."""
-        for layer, (args, settings) in zip(self.layers, one.calls, strict=True):
-            output = layer(one.hidden, *args, **settings)
-            one.hidden = output[0] if isinstance(output, tuple) else output
-        one.hidden = one.hidden.float()
 
     @contextlib.contextmanager
     def _without_layers(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:

@@ -3,17 +3,25 @@
 PyTorch gives fp32 to MKL, which leaves the 512 bits of AMD's processors unused: oneDNN is twice as
 fast there (470 against 220 GFLOP/s on two cores of Zen 5, PyTorch 2.13). Both are fp32 throughout;
 sums end a little otherwise.
+
+A weight that is stored in 16 bits is widened in pieces that stay in the processor's cache until
+they are multiplied. Memory is then read once, at 2 bytes a weight; a few rows take a fifth of the
+time that a widened weight takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+FEW = 128  # rows; more take longer so than with a weight that is widened before
+SHORT = frozenset({torch.bfloat16, torch.float16})
+_PIECE = 2**21  # values: 8 MiB. Of 6 to 12 MiB none was better; of less, calls take the time
 
 
 class Quick(TorchFunctionMode):  # type: ignore[misc]
@@ -37,7 +45,10 @@ def linear(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``functional.linear``: ``input`` [..., columns] times the transpose of ``weight`` [rows,
-    columns], plus ``bias`` [rows]; with gradients of all three."""
+    columns], plus ``bias`` [rows]; with gradients of all three. Where ``input`` is of fp32 and
+    ``weight`` is not, the product is that of the widened weight, without gradients."""
+    if input.dtype == torch.float32 and weight.dtype in SHORT:
+        return _in_pieces(input, weight, bias)
     if input.device.type != "cpu" or not input.numel():
         return functional.linear(input, weight, bias)
     if input.dtype == weight.dtype == torch.float32 and _has_onednn():
@@ -45,6 +56,24 @@ def linear(
             return _Linear.apply(input, weight, bias)
         return _by_onednn(input, weight, bias)
     return functional.linear(input, weight, bias)
+
+
+def _in_pieces(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    count, columns = weight.shape
+    step = max(1, _PIECE // columns)
+    room = _room(step * columns).view(step, columns)
+    made = rows.new_empty(*rows.shape[:-1], count)
+    for start in range(0, count, step):
+        piece = room[: min(step, count - start)].copy_(weight[start : start + step])
+        made[..., start : start + step] = linear(rows, piece)
+    return made if bias is None else made + bias
+
+
+@lru_cache(1)
+def _room(values: int) -> torch.Tensor:
+    """What pieces are widened in, one after another."""
+    with torch.inference_mode(mode=False):
+        return torch.empty(values)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

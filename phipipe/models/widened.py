@@ -68,6 +68,22 @@ class Widened:
             return {name: tensor.clone() for name, tensor in wide.items()}
         return wide
 
+    def stored(self, i: int) -> Weights:
+        """Those of layer ``i``, of which matrices are as the files have them: ``products.linear``
+        widens them."""
+        own = self._layers[i].named_parameters()
+        return {name: tensor if tensor.dim() > 1 else tensor.float() for name, tensor in own}
+
+    @cached_property
+    def can_be_stored(self) -> bool:
+        """Whether nothing but linears takes matrices, which are as they are computed with."""
+        modules = (module for layer in self._layers for module in layer.modules())
+        linear = {id(one.weight) for one in modules if isinstance(one, torch.nn.Linear)}
+        tensors = (tensor for layer in self._layers for tensor in layer.parameters())
+        matrices = (tensor for tensor in tensors if tensor.dim() > 1)
+        own = self._unit == CPU and not self._rounded
+        return own and all(id(matrix) in linear for matrix in matrices)
+
     def _join(self, i: int, company: Company) -> None:
         """Go through the layers with the others, if layer ``i`` is the first."""
         self._waiting, self._company = None, company if i == 0 and company.join() else None

@@ -43,10 +43,8 @@ def original_steps(recipe: Recipe, path: Path, checkpoint: Checkpoint) -> list[S
     asked = recipe.evaluate.generate
     assert asked is not None
     tokens = layerwise_memory.ANSWERED_TOGETHER
-    # Exact ones take 4 bytes, a draft's 2; what a draft got wrong stays, at most about as much.
-    cache = (
-        2 * (4 + 2) * 2 * checkpoint.layers * checkpoint.kv_heads * checkpoint.head_size * tokens
-    )
+    # In fp32, and once more while they grow.
+    cache = 2 * 4 * 2 * checkpoint.layers * checkpoint.kv_heads * checkpoint.head_size * tokens
     return [
         prompts.step(path),
         Step(

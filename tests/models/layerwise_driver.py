@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Phi3Config, PhiConfig, PhimoeConf
 
 from phipipe.errors import SourceError
 from phipipe.hub.take import BUILTIN_MODELS
-from phipipe.models import greedy, layerwise
+from phipipe.models import greedy, layerwise, products
 from phipipe.models.products import Quick
 
 TINY = BUILTIN_MODELS["tiny-phi3"]
@@ -113,25 +113,17 @@ def compared(folder: Path) -> dict[str, Any]:
 
 
 def answers(model: Any, whole: Any, prompts: list[list[int]]) -> dict[str, Any]:
-    """Whether all answers are the whole model's, with good drafts, with bad ones, with none; and
-    how many passes of the exact model the longest took."""
+    """Whether all answers are the whole model's, and how many passes the longest took."""
     with Quick():
         expected = [answer(whole, prompt, 40) for prompt in prompts]
-    advance, short, passes = model.advance, model.advance_short, list[int]()
+    advance, passes = model.advance, list[int]()
 
     def counted(given: Any, *told: Any) -> None:
         passes.append(len(given))
         advance(given, *told)
 
-    def spoiled(given: Any) -> None:
-        short(given)
-        given.hidden = given.hidden * torch.randn_like(given.hidden)  # now right, now wrong
-
     model.advance = counted
     found = {"answers": greedy.answer(model, prompts, 40) == expected, "passes": len(passes)}
-    model.advance_short = spoiled
-    found["answers_of_bad_drafts"] = greedy.answer(model, prompts, 40) == expected
-    model.advance_short = short
     found["answers_of_vectors"] = (
         greedy.answer(model, [model.embed(prompt) for prompt in prompts], 40) == expected
     )
@@ -139,33 +131,11 @@ def answers(model: Any, whole: Any, prompts: list[list[int]]) -> dict[str, Any]:
     found["limits"] = all(
         greedy.answer(model, prompts, n) == [ids[:n] for ids in expected] for n in limits
     )
-    return found | {"tokens": max(map(len, expected))}
-
-
-@torch.inference_mode()
-def uneven(folder: Path) -> dict[str, Any]:
-    """Eight long answers of which one draft in twelve goes wrong, so that some are further than
-    others: whether they are the same, and how many passes of the exact model each time took."""
-    model: Any = layerwise.Layerwise(folder)
-    model.ends = frozenset()
-    random, short = np.random.default_rng(4), model.advance_short
-    prompts = [random.integers(3, 500, 4 + 3 * i).tolist() for i in range(8)]
-    expected = greedy.answer(model, prompts, 96)
-    advance, passes = model.advance, list[int]()
-
-    def counted(given: Any, *told: Any) -> None:
-        passes.append(len(given))
-        advance(given, *told)
-
-    def spoiled(given: Any) -> None:
-        short(given)
-        wrong = torch.rand(len(given.hidden), 1, 1) < 1 / 12
-        given.hidden = given.hidden + 20 * wrong * torch.randn_like(given.hidden)
-
-    model.advance, model.advance_short = counted, spoiled
-    torch.manual_seed(0)
-    found = [greedy.answer(model, prompts, 96) == expected for _ in range(4)]
-    return {"answers": found, "passes": len(passes) / len(found)}
+    products.FEW, few = 0, products.FEW  # as of many texts
+    found["answers_of_many"] = greedy.answer(model, prompts, 40) == expected
+    products.FEW = few
+    pieces = model._widened.can_be_stored
+    return found | {"tokens": max(map(len, expected)), "in_pieces": pieces}
 
 
 def refusals(root: Path) -> dict[str, str]:
@@ -193,7 +163,6 @@ def main(root: Path) -> None:
     facts = {name: compared(made(root / name, config)) for name, config in ARCHITECTURES.items()}
     facts |= {name: compared(stored(root / name, change)) for name, change in STORED.items()}
     facts["refusals"] = refusals(root)
-    facts["uneven"] = uneven(root / "bf16")
     layerwise.TOGETHER = 100  # a window at a time
     facts["apart"] = compared(root / "bf16")
     (root / "facts.json").write_text(json.dumps(facts, indent=2))

@@ -99,12 +99,12 @@ def _predicted(root: Path) -> Arrays:
 
 
 def _answered(root: Path) -> Arrays:
-    """With drafts, and without."""
+    """In one batch, and each by itself."""
     prompts = [row[: 5 + 4 * i] for i, row in enumerate(tokens("evaluation.txt", 3, 32).tolist())]
     model = Layerwise(TINY)
-    found = {"drafted": greedy.answer(model, prompts, LIMIT)}
+    found = {"together": greedy.answer(model, prompts, LIMIT)}
     with torch.inference_mode():
-        found["plain"] = greedy._plain(model, [model.seen(prompt) for prompt in prompts], 6)
+        found["apart"] = greedy._apart(model, [model.seen(prompt) for prompt in prompts], 6)
     return {
         f"{how}.{i}": np.array(ids) for how, all_ in found.items() for i, ids in enumerate(all_)
     }
