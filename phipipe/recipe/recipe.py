@@ -212,12 +212,7 @@ class Measure(Model):
 
     prompt_tokens: int = Field(128, ge=1, le=131_072, description="Length of the prompt.")
     new_tokens: int = Field(64, ge=2, le=131_072, description="Longest answer.")
-    repetitions: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description="Timed runs; without it three, and up to five while they are not alike.",
-    )
+    repetitions: int | None = Field(None, ge=1, le=1000, description="Timed runs; else 3 to 5.")
 
 
 class Recipe(Model):

@@ -158,7 +158,7 @@ def test_one_entry_goes_and_the_others_stay(tmp_path: Path) -> None:
         ("evaluate: {gates: {top1: {min: none, max: none}}}", "a gate has `min`, `max` or both"),
         ("quantize: {blok_size: none}", "unknown key `blok_size`"),
         ("measure: none", "expected a mapping of keys"),
-        ("measure: {repetitions: none}", "expected a whole number"),
+        ("measure: {new_tokens: none}", "expected a whole number"),
         ("weights: {learn: none}", "write `iterations: none`"),
         ("weights: {learn: none, iterations: none}", "write `distil: none`"),
     ],
