@@ -14,6 +14,7 @@ from pathlib import Path
 MAX_BYTES = 64 * 2**20
 SEP = rb"[\\/]+"
 REST = rb"[^\s\"'`<>|\x00-\x1f\x7f]*"  # as much of the path as is worth showing
+REACH = 1024  # bytes around what every path has: a longer one is shown up to there
 
 # Places that belong to a user or a run on some system, with at least one name below them. Not
 # inside a longer word, so that https://example.org/home/x is none.
@@ -52,7 +53,8 @@ def find(folder: Path, own: Sequence[Path], quoted: Iterable[bytes] = ()) -> lis
             of other machines is no leak of this build.
     """
     needed = [*NEEDED, *(_parts(path)[-1] for path in own if len(path.parts) > 2)]
-    hits = list(_hits(folder, _pattern(own), needed))
+    longest = max((len(bytes(path)) for path in own), default=0)
+    hits = list(_hits(folder, _pattern(own), needed, 2 * longest + REACH))
     excused = [text for text in quoted if text] if any(not mine for _, mine in hits) else []
     return [
         leak
@@ -83,18 +85,39 @@ def _parts(path: Path) -> list[bytes]:
 
 
 def _hits(
-    folder: Path, pattern: re.Pattern[bytes], needed: Sequence[bytes]
+    folder: Path, pattern: re.Pattern[bytes], needed: Sequence[bytes], reach: int
 ) -> Iterator[tuple[Leak, bool]]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.stat().st_size > MAX_BYTES:
             continue
         data = path.read_bytes()
-        if not any(word in data for word in needed):
-            continue
-        for match in pattern.finditer(data):
-            line = data.count(b"\n", 0, match.start()) + 1
-            text = match[0].decode("utf-8", "replace")
-            yield (
-                Leak(path.relative_to(folder).as_posix(), line, text),
-                "own" in pattern.groupindex and match["own"] is not None,
-            )
+        for start, end in _spans(data, needed, reach):
+            for match in pattern.finditer(data, start, end):
+                line = data.count(b"\n", 0, match.start()) + 1
+                text = match[0].decode("utf-8", "replace")
+                yield (
+                    Leak(path.relative_to(folder).as_posix(), line, text),
+                    "own" in pattern.groupindex and match["own"] is not None,
+                )
+
+
+def _spans(data: bytes, needed: Sequence[bytes], reach: int) -> Iterator[tuple[int, int]]:
+    """Where in ``data`` one of the ``needed`` words is, with ``reach`` bytes before and behind; no
+    two spans meet."""
+    places = sorted({place for word in needed for place in _places(data, word)})
+    start = end = 0
+    for place in places:
+        if place - reach > end:
+            if end:
+                yield start, end
+            start = place - reach
+        end = place + reach
+    if end:
+        yield start, end
+
+
+def _places(data: bytes, word: bytes) -> Iterator[int]:
+    place = data.find(word)
+    while place >= 0:
+        yield place
+        place = data.find(word, place + 1)
