@@ -32,7 +32,7 @@ from phipipe.processes import company
 
 
 def _tells(before: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress.report(before + done, total, "layers of windows")
+    return lambda done: progress.report(before + done, total, "layers")
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:

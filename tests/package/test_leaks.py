@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from phipipe.package import leaks
 
-OWN = (Path("/srv/builds/of ours"), Path("/data/ours"))
+OWN = (Path("/builds/of ours/here"), Path("/builds/ours"))
+HOMES = [place.replace(rb"[\\/]+", b"/").replace(rb"[A-Za-z]", b"C") for place in leaks.COMMON]
 PIECES = (
-    *(b"/home/me/x", b"/root/", b"/tmp/a", b"C:\\Users\\me", b"https://a.org/home/x", b"\n"),
-    *(b"/srv/builds/of ours/out", b"/data//ours", b"ours", b"/var/tmp/b c", b'"', b"\0", b"Users"),
-    *(b".", b"w", b"/", b"\\\\Users\\\\you", b"x" * 5000),
+    *(home + rest for home in HOMES for rest in (b"", b"/", b"/me/x y", b"\\\\you")),
+    *(b"https://a.org", b"/builds/of ours/here/out", b"\\builds//ours", b"ours", b"Users"),
+    *(b"\n", b'"', b"\0", b".", b"w", b"/", b" " + b"x" * 5000 + b" "),
 )
 
 

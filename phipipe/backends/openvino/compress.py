@@ -16,7 +16,7 @@ from nncf.quantization.algorithms.weight_compression import openvino_backend as 
 
 from phipipe.algorithms.lattice import Lattice
 from phipipe.backends.arrays import Array
-from phipipe.backends.openvino import session
+from phipipe.backends.openvino import pieces, session
 from phipipe.backends.openvino.mapped import mapped
 from phipipe.backends.openvino.patches import replaced
 from phipipe.steps import Params
@@ -85,8 +85,8 @@ def _described(model: openvino.Model) -> openvino.Model:
 
 @contextlib.contextmanager
 def lean(folder: Path) -> Iterator[None]:
-    """Have NNCF read bf16 weights as fp16, and keep the large constants that it makes in a nameless
-    file in ``folder``.
+    """Have NNCF read bf16 weights as fp16, round some rows at a time, and keep the large constants
+    that it makes in a nameless file in ``folder``.
 
     Memory would hold the whole result otherwise. A graph made inside is of use inside only.
     """
@@ -109,6 +109,7 @@ def lean(folder: Path) -> Iterator[None]:
         return _fp16(constant) if is_bf16 else read(constant)
 
     functions: dict[str, object] = {make.__name__: moved, read.__name__: as_fp16}
+    functions["compress_weight"] = pieces.in_pieces(nncf_backend.compress_weight)
     with tempfile.TemporaryFile(dir=folder) as stream, replaced(nncf_backend, functions):
         yield
         mapped.clear()
