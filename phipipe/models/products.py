@@ -61,7 +61,7 @@ def linear(
 def _in_pieces(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     count, columns = weight.shape
     step = max(1, _PIECE // columns)
-    room = _room(step * columns).view(step, columns)
+    room = _room(max(_PIECE, columns))[: step * columns].view(step, columns)
     made = rows.new_empty(*rows.shape[:-1], count)
     for start in range(0, count, step):
         piece = room[: min(step, count - start)].copy_(weight[start : start + step])
@@ -91,8 +91,15 @@ def _has_onednn() -> bool:
 def _by_onednn(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    given = _plain(rows), _plain(weight), bias
+    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(*given, "none", [], "")
     return made
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, or a copy of it: oneDNN has no fast product of a part of a larger matrix."""
+    turned = tensor.dim() == 2 and tensor.T.is_contiguous()
+    return tensor if turned else tensor.contiguous()
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]

@@ -29,8 +29,10 @@ def made(chance: random.Random) -> Tensors:
     rows = torch.randn(*shape, columns)
     if shape and chance.random() < 0.3:
         rows = torch.randn(2 * shape[0], *shape[1:], columns)[::2]
-    turned = chance.random() < 0.3
-    weight = torch.randn(columns, across).T if turned else torch.randn(across, columns)
+    kind = chance.random()
+    weight = torch.randn(columns, across).T if kind < 0.3 else torch.randn(across, columns)
+    if kind > 0.7:
+        weight = torch.randn(across, columns + 9)[:, 4:-5]
     return rows, weight, torch.randn(across) if chance.random() < 0.5 else None
 
 
