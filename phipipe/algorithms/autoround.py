@@ -62,6 +62,7 @@ def _settings(params: Params) -> dict[str, Json]:
     how: dict[str, Json] = {"iters": 0, "disable_opt_rtn": True, "disable_model_free": True}
     how["device_map"] = "cpu"
     if params["algorithm"] == "signround":
+        compute.take_all_cores()
         how = {
             "iters": params["iterations"],
             "gradient_accumulate_steps": 1,

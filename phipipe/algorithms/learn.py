@@ -36,10 +36,10 @@ def learn(inputs: Inputs, out: Path, params: Params) -> None:
 
     All but "round" learn from ``inputs["calibration"]``. With "signround", which takes
     ``params["iterations"]``, what auto-round cannot learn is as "search" has it. Layers that
-    ``out`` has already are taken as they are. Bytes are the same for the same inputs, machine and
-    number of threads on the CPU; with another number, or on a GPU, sums end otherwise in their
-    last digits, some codes with them, and the weights are as good. So neither is in the step's
-    key; what is made of the weights has their content in its own.
+    ``out`` has already are taken as they are. Bytes are the same for the same inputs, processor
+    and number of cores; with another number, or on a GPU, sums end otherwise in their last digits,
+    some codes with them, and the weights are as good. So neither is in the step's key; what is
+    made of the weights has their content in its own.
 
     Raises:
         StepFailed: what reaches a layer is no number; it names the layer.

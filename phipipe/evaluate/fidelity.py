@@ -263,9 +263,10 @@ def _tokens(source: Path, text: str, params: Params, purpose: str = "evaluation"
     count = min(wanted, len(ids)) // window
     least, key = (window, "window") if params.get("at_most") else (wanted, "tokens")
     if len(ids) < least or not count:
+        instead = "; with `weights: none` nothing is learned" if purpose == "calibration" else ""
         raise SourceError(
             f"the {purpose} text has {counted(len(ids), 'token')}, the recipe asks for {least}",
-            hint=f"lower `{purpose[:-3]}e.{key}` or give a longer text",
+            hint=f"lower `{purpose[:-3]}e.{key}` or give a longer text{instead}",
         )
     return np.asarray(ids[first : first + count * window], np.int32).reshape(count, window)
 

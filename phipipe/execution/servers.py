@@ -60,7 +60,8 @@ class Servers:
         threads = None if own else self._threads
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
             threads = threads_per_server(1)
-        limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        # Steps that learn take all cores even so, and must not wait for each other by spinning.
+        limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads), **PATIENT}
         return Server(
             tool.python,
             name=tool.name,
@@ -85,6 +86,9 @@ class Servers:
             busy = list(self._busy)
         for server in busy:
             server.stop(force)
+
+
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
 
 def threads_per_server(jobs: int) -> int | None:

@@ -94,6 +94,13 @@ def device(*, learns: bool = False) -> torch.device:
     return CPU
 
 
+def take_all_cores() -> None:
+    """Have PyTorch compute in a thread for each core, however many steps run beside this one. What
+    is learned depends on how sums are split among threads, and a recipe is to give the same weights
+    alone and beside others."""
+    torch.set_num_threads(hardware.whole_cores())
+
+
 def on(name: str) -> torch.device:
     """The unit ``name`` ("cpu", "cuda"), on which alone a file can be judged.
 

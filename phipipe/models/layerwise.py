@@ -86,6 +86,8 @@ class Layerwise:
         self, folder: Path, rounded: torch.dtype | None = None, *, learns: bool = False
     ) -> None:
         self._rounded = rounded
+        if learns:
+            compute.take_all_cores()
         self.unit = compute.CPU if rounded else compute.device(learns=learns)
         stored = {"BF16": torch.bfloat16, "F16": torch.float16}
         kinds = tensors.dtypes(folder)

@@ -11,8 +11,9 @@ time that a widened weight takes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def linear(
 def _in_pieces(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     count, columns = weight.shape
     step = max(1, _PIECE // columns)
-    room = _room(max(_PIECE, columns))[: step * columns].view(step, columns)
+    values = step * columns
+    room = (_ROOMS.room[:values] if values <= _PIECE else torch.empty(values)).view(step, columns)
     made = rows.new_empty(*rows.shape[:-1], count)
     for start in range(0, count, step):
         piece = room[: min(step, count - start)].copy_(weight[start : start + step])
@@ -69,11 +71,15 @@ def _in_pieces(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return made if bias is None else made + bias
 
 
-@lru_cache(1)
-def _room(values: int) -> torch.Tensor:
-    """What pieces are widened in, one after another."""
-    with torch.inference_mode(mode=False):
-        return torch.empty(values)
+class _Rooms(threading.local):
+    """What pieces are widened in, one after another, in each thread."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(mode=False):
+            self.room = torch.empty(_PIECE)
+
+
+_ROOMS = _Rooms()
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

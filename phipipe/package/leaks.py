@@ -6,6 +6,7 @@ graphs count too; files larger than ``MAX_BYTES`` hold weights only.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def _pattern(own: Sequence[Path]) -> re.Pattern[bytes]:
 
 def _parts(path: Path) -> list[bytes]:
     """``/home/me`` → ``"", "home", "me"``: joined with SEP, it begins with one."""
-    return [path.anchor.strip("\\/").encode(), *(part.encode() for part in path.parts[1:])]
+    return [os.fsencode(part) for part in (path.anchor.strip("\\/"), *path.parts[1:])]
 
 
 def _hits(
@@ -90,10 +91,11 @@ def _hits(
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.stat().st_size > MAX_BYTES:
             continue
-        data = path.read_bytes()
+        data, line, counted = path.read_bytes(), 1, 0
         for start, end in _spans(data, needed, reach):
             for match in pattern.finditer(data, start, end):
-                line = data.count(b"\n", 0, match.start()) + 1
+                line += data.count(b"\n", counted, match.start())
+                counted = match.start()
                 text = match[0].decode("utf-8", "replace")
                 yield (
                     Leak(path.relative_to(folder).as_posix(), line, text),

@@ -39,9 +39,10 @@ def calibration_steps(build: Build, context: int) -> list[Step]:
             "the calibration text is the evaluation text: the figures would flatter what "
             "was fitted to it"
         )
-        raise problem_at(
-            build, ("calibrate", "text"), message, "give another text in `calibrate.text`"
-        )
+        unasked = not build.written & {"weights", "quantize"}  # learning is what is usual
+        instead = ", or leave rounding to the runtime: `weights: none`" if unasked else ""
+        hint = f"give another text in `calibrate.text`{instead}"
+        raise problem_at(build, ("calibrate", "text"), message, hint)
     return [
         take.text_step(text, build.folder, "calibration"),
         tokens_step("calibration", recipe.calibrate.tokens, recipe.calibrate.window),

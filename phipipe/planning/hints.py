@@ -10,6 +10,7 @@ from phipipe.errors import PhipipeError
 from phipipe.planning import calibration, check, preparation
 from phipipe.planning.plan import Plan
 from phipipe.recipe.learned import Weights
+from phipipe.recipe.recipe import Recipe
 
 # Measured for GPTQ on two cores: 75 s for each of the 32 layers of 3.8e9 parameters, from 12,288
 # tokens. Nearly all of it is products of weights with tokens.
@@ -27,20 +28,31 @@ def of(plan: Plan) -> str | None:
         return None
     if any("calibration" in step.needs.values() for step in plan.steps):
         return None
-    if calibration.unasked_text(recipe) is None:
-        return None  # no hub is asked for a hint
+    needs = _lacking(recipe)
     learning = recipe.model_copy(update={"weights": Weights(learn="gptq")})
     try:
         asked = replace(build, recipe=learning)
         preparation.outlined(asked, plan.whole)
-        check.check_window(asked, "calibrate", plan.checkpoint.context_length)
     except PhipipeError:
         return None  # the unit, the backend or an option leaves no room for it
+    try:
+        check.check_window(asked, "calibrate", plan.checkpoint.context_length)
+    except PhipipeError:
+        needs = needs or f"with a `calibrate.window` of {plan.checkpoint.context_length} at most"
     seconds = SECONDS_PER_PRODUCT * plan.checkpoint.parameters * recipe.calibrate.tokens
     return (
-        "hint: the runtime rounds the weights; `weights: {learn: gptq}` left about a fifth of the "
-        f"divergence on a trained model ({about(seconds)} on two cores)"
+        f"hint: the runtime rounds the weights; `weights: {{learn: gptq}}` {needs and needs + ' '}"
+        f"left about a fifth of the divergence on a trained model ({about(seconds)} on two cores)"
     )
+
+
+def _lacking(recipe: Recipe) -> str:
+    """What else the recipe needs to learn weights; no hub is asked for a hint."""
+    if calibration.unasked_text(recipe) is not None:
+        return ""
+    if calibration.text_of(recipe) is None:
+        return "with a text to learn from (`calibrate: {text: {file: PATH}}`)"
+    return "with a `calibrate.text` that is not the one evaluated on"
 
 
 def about(seconds: float) -> str:

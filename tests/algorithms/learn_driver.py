@@ -17,6 +17,7 @@ from testing.family_checkpoints import MEMBERS, make
 from testing.variants import TINY, tied, tokens
 from transformers import AutoModelForCausalLM
 
+from phipipe import hardware
 from phipipe.algorithms import gptq, lattice, learn, reached, rounding, signround
 from phipipe.algorithms.codecs import codec as learned_codec
 from phipipe.algorithms.lattice import Lattice
@@ -245,10 +246,11 @@ def scales() -> bool:
 
 def threads(root: Path) -> list[float]:
     """The divergence of what one thread learns, and of what two learn."""
-    found, before = [], torch.get_num_threads()
+    found, before, cores = [], torch.get_num_threads(), hardware.whole_cores
     for count in (1, 2):
-        torch.set_num_threads(count)
+        hardware.whole_cores = lambda count=count: count  # type: ignore[misc]
         found.append(divergence(learned(root, "gptq", f"threads-{count}")))
+    hardware.whole_cores = cores
     torch.set_num_threads(before)
     return found
 

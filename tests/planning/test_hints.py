@@ -80,11 +80,25 @@ def test_a_variant_that_says_none_has_decided(tmp_path: Path) -> None:
     assert hints.of(planned(tmp_path, text)) is None
 
 
-def test_a_model_without_a_text_to_learn_from_is_not_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("context=512", "with a text to learn from (`calibrate: {text: {file: PATH}}`) left"),
+        ("calibrate.text={builtin: stories}", "learn: gptq}` left"),
+        ("calibrate.text={file: text.txt}", "learn: gptq}` left"),
+        ("evaluate.text={file: text.txt}", "with a `calibrate.text` that is not the one evaluated"),
+        ("calibrate={text: {builtin: stories}, window: 4096}", "with a `calibrate.window` of"),
+    ],
+)
+def test_what_is_lacking_to_learn_is_told(tmp_path: Path, change: str, words: str) -> None:
     source = f"source={{path: {BUILTIN_MODELS['tiny-phi3'].as_posix()}}}"
-    assert hints.of(planned(tmp_path, TEXT, source)) is None
     (tmp_path / "text.txt").write_text("Once upon a time there was a fox.", "utf-8")
-    assert hints.of(planned(tmp_path, TEXT, source, "calibrate.text={file: text.txt}"))
+    sets = [TEXT, source, change]
+    if change.startswith("evaluate"):
+        sets.append("calibrate.text={file: text.txt}")
+    told = hints.of(planned(tmp_path, *sets))
+    assert told is not None
+    assert words in told
 
 
 def test_it_is_no_warning_and_changes_no_step(tmp_path: Path) -> None:
