@@ -296,6 +296,5 @@ def test_one_that_fails_or_dies_or_writes_or_turns_back_changes_nothing_for_othe
     for name in ("reads", "writes", "turns"):
         assert passed.results[name].stored.digest == only.results[name].stored.digest
     usages = [passed.results[name].usage for name in ("reads", "writes", "turns")]
-    # Each read for all until it ended; the layer before which the second died was read ahead, or
-    # was not.
-    assert sum(usage["layers_read"] for usage in usages) in (1, 2)
+    # Each read for all until it ended; how many layers it had read ahead by then is its own matter.
+    assert 1 <= sum(usage["layers_read"] for usage in usages) < 4  # of four, and of three readers
