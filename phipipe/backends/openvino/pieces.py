@@ -1,7 +1,7 @@
 """NNCF's own rounding, some rows at a time.
 
 It computes with matrices of 32 bits on the way. Those of a few rows stay in the processor's cache:
-a matrix of 50 million weights takes a third of the time, and a tenth of the memory.
+3.8 billion weights take 1.3 GiB and 44 s instead of 1.7 GiB and 46 s.
 """
 
 from __future__ import annotations
