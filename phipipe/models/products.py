@@ -82,11 +82,6 @@ class _Rooms(threading.local):
 _ROOMS = _Rooms()
 
 
-def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left`` [rows, inner] times ``right`` [inner, columns]."""
-    return linear(left, right.T)
-
-
 @cache
 def _has_onednn() -> bool:
     """Whether oneDNN has more than MKL to offer here."""

@@ -10,6 +10,8 @@ from phipipe.recipe.build import Build, problem_at
 from phipipe.recipe.recipe import Recipe, Text, wikitext
 from phipipe.steps import Step
 
+SAYING = frozenset({"weights", "quantize"})  # keys of a recipe that say how weights are rounded
+
 
 def calibration_steps(build: Build, context: int) -> list[Step]:
     """The text that data-aware quantization learns from, and its tokens, for a model that knows
@@ -39,7 +41,7 @@ def calibration_steps(build: Build, context: int) -> list[Step]:
             "the calibration text is the evaluation text: the figures would flatter what "
             "was fitted to it"
         )
-        unasked = not build.written & {"weights", "quantize"}  # learning is what is usual
+        unasked = not build.written & SAYING  # learning is what is usual
         instead = ", or leave rounding to the runtime: `weights: none`" if unasked else ""
         hint = f"give another text in `calibrate.text`{instead}"
         raise problem_at(build, ("calibrate", "text"), message, hint)

@@ -31,7 +31,6 @@ OUTER: Sequence[tuple[Sequence[str], int]] = (
     (BOTH, 4),
 )
 LEEWAY = 1.02  # sizes of plans are estimates: a runtime's own mix of types may take 2 % more
-SAYING = frozenset({"weights", "quantize"})  # keys of a recipe that say how weights are rounded
 
 
 def settled(build: Build, whole: Checkpoint, outline: Outline) -> Build:
@@ -54,7 +53,7 @@ def settled(build: Build, whole: Checkpoint, outline: Outline) -> Build:
 def lines(plan: Plan) -> list[str]:
     """That weights are learned though the recipe does not say so, and what it may say instead."""
     asked = plan.build.recipe.weights
-    if asked.learn is None or plan.build.written & SAYING:
+    if asked.learn is None or plan.build.written & calibration.SAYING:
         return []
     return [
         f"weights are learned by {asked.learn} in {groups_words(asked.group_size)}, as is usual "
@@ -66,7 +65,7 @@ def _is_open(build: Build, whole: Checkpoint) -> bool:
     """Whether the recipe leaves open how an int4 build is rounded, and there is a text to learn
     from that asks no more of a hub than the recipe does."""
     recipe = build.recipe
-    if recipe.precision != "int4" or build.written & SAYING:
+    if recipe.precision != "int4" or build.written & calibration.SAYING:
         return False
     if recipe.weights.model_fields_set or recipe.quantize:
         return False  # a part of phipipe has written them

@@ -63,7 +63,7 @@ def test_a_good_recipe_is_frozen_and_complete(tmp_path: Path) -> None:
     assert build.recipe.evaluate.gates["top1"].min == 0.9
     assert build.options is not None
     assert build.options.model_dump()["exclude"] == ["*/layers.0/*"]
-    assert build.recipe.measure.new_tokens == 64
+    assert build.recipe.measure.repetitions is None
     with pytest.raises(ValueError, match="frozen"):
         build.recipe.name = "other"  # type: ignore[misc]
 
