@@ -9,6 +9,7 @@ import openvino
 from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
 from nncf.tensor import Tensor
 
+from phipipe.backends.openvino import rounding
 from phipipe.backends.openvino.mapped import config_of
 from phipipe.backends.openvino.sizes import size_of
 from phipipe.backends.widths import Stored, Width
@@ -22,6 +23,7 @@ def codec(params: Params) -> Codec:
     """Plain rounding, symmetric or not: in the place of AWQ, scale estimation and GPTQ, too, which
     learn from a text. Weights are read in 16 bits, as the graph has them, and so are scales."""
     kind = "SYM" if params["symmetric"] else "ASYM"
+    compress = rounding.in_pieces(compress_weight)
 
     def held(weight: Floats, stored: Stored, importance: Floats) -> Floats:
         assert isinstance(stored, Width)  # STORES has no types of its own
@@ -30,7 +32,7 @@ def codec(params: Params) -> Codec:
         if config is None:
             return rows.astype(np.float32)
         # an OpenVINO tensor, as NNCF has it of a graph's constant: arrays it rounds otherwise
-        found = compress_weight(Tensor(openvino.Tensor(rows)), (1,), config)
+        found = compress(Tensor(openvino.Tensor(rows)), (1,), config)
         codes = _array(found.tensor)
         if found.zero_point is not None:
             codes -= _array(found.zero_point)

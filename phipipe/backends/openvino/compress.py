@@ -11,12 +11,11 @@ from typing import IO
 import nncf
 import numpy as np
 import openvino
-import torch
 from nncf.quantization.algorithms.weight_compression import openvino_backend as nncf_backend
 
 from phipipe.algorithms.lattice import Lattice
 from phipipe.backends.arrays import Array
-from phipipe.backends.openvino import pieces, session
+from phipipe.backends.openvino import rounding, session
 from phipipe.backends.openvino.mapped import mapped
 from phipipe.backends.openvino.patches import replaced
 from phipipe.steps import Params
@@ -83,6 +82,13 @@ def _described(model: openvino.Model) -> openvino.Model:
     return model
 
 
+class _Ranking(nncf_backend.OVTensorWeightCompressionAlgoBackend):  # type: ignore[misc]
+    """What NNCF asks for weights when it ranks matrices; bf16 is fp16 here, too."""
+
+    def get_weight(self, *given: object) -> nncf.Tensor:
+        return rounding.in_halves(super().get_weight(*given))
+
+
 @contextlib.contextmanager
 def lean(folder: Path) -> Iterator[None]:
     """Have NNCF read bf16 weights as fp16, round some rows at a time, and keep the large constants
@@ -90,7 +96,7 @@ def lean(folder: Path) -> Iterator[None]:
 
     Memory would hold the whole result otherwise. A graph made inside is of use inside only.
     """
-    make, read = nncf_backend.create_ov_const_from_tensor, nncf_backend.get_const_value_as_ov_tensor
+    make = nncf_backend.create_ov_const_from_tensor
     mapped: list[Array] = []
 
     def moved(
@@ -104,12 +110,11 @@ def lean(folder: Path) -> Iterator[None]:
         values = openvino.Tensor(mapped[-1], shape, kind)
         return openvino.opset13.constant(values, name=name, shared_memory=True)
 
-    def as_fp16(constant: openvino.op.Constant) -> openvino.Tensor:
-        is_bf16 = constant.get_element_type() == openvino.Type.bf16
-        return _fp16(constant) if is_bf16 else read(constant)
-
-    functions: dict[str, object] = {make.__name__: moved, read.__name__: as_fp16}
-    functions["compress_weight"] = pieces.in_pieces(nncf_backend.compress_weight)
+    functions: dict[str, object] = {
+        make.__name__: moved,
+        nncf_backend.OVTensorWeightCompressionAlgoBackend.__name__: _Ranking,
+        "compress_weight": rounding.in_pieces(nncf_backend.compress_weight),
+    }
     with tempfile.TemporaryFile(dir=folder) as stream, replaced(nncf_backend, functions):
         yield
         mapped.clear()
@@ -122,10 +127,3 @@ def _written(constant: openvino.op.Constant, stream: IO[bytes]) -> Array:
     stream.write(values.reshape(-1).view(np.uint8).data)
     stream.flush()
     return np.memmap(stream, values.dtype, "r+", start, values.shape)
-
-
-def _fp16(constant: openvino.op.Constant) -> openvino.Tensor:
-    """The values of a bf16 constant as an fp16 tensor, rounded as ``graph.to_fp16`` rounds them."""
-    raw = np.asarray(constant.data).view(np.int16)
-    halves = torch.from_numpy(raw).view(torch.bfloat16).to(torch.float16)
-    return openvino.Tensor(halves.numpy().reshape(tuple(constant.get_output_shape(0))))
