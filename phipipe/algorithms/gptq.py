@@ -16,10 +16,12 @@ import torch
 from phipipe.algorithms import rounding
 from phipipe.algorithms.lattice import Matrix
 from phipipe.algorithms.rounding import Grid
+from phipipe.models.products import linear, product
 
 DAMPING = 0.01  # of the mean of the products' diagonal: GPTQ's own default
 _BLOCK = 128  # columns whose errors are carried on together
-_SQUARE = 1024  # columns of the products that are taken together
+_SQUARE = 1024  # columns of the products that are taken together,
+_TOKENS = 2048  # and inputs
 _WEIGHTS = 2**26  # that are rounded at a time
 
 # What to add to some rows of a weight; where they start.
@@ -57,10 +59,14 @@ def driven(inputs: torch.Tensor, damping: float = DAMPING) -> Driven:
 def _products(inputs: torch.Tensor) -> torch.Tensor:
     """The sum of x·xᵀ. Its upper half is its lower half."""
     columns = inputs.shape[1]
-    products = inputs.new_empty(columns, columns)
+    products = inputs.new_zeros(columns, columns)
+    for some in inputs.split(_TOKENS):
+        turned = some.T.contiguous()
+        for start in range(0, columns, _SQUARE):
+            stop = start + _SQUARE
+            products[start:, start:stop] += linear(turned[start:], turned[start:stop])
     for start in range(0, columns, _SQUARE):
         stop = start + _SQUARE
-        products[start:, start:stop] = inputs[:, start:].T @ inputs[:, start:stop]
         products[start:stop, stop:] = products[stop:, start:stop].T
     return products
 
@@ -86,13 +92,13 @@ def shift_of_any(known: Driven, across: torch.Tensor) -> Shift:
     carry the same term column by column.)
     """
     shift = known.divided(across - known.products)
-    return lambda weight, _: weight @ shift
+    return lambda weight, _: product(weight, shift)
 
 
 def shift_of_one(known: Driven, across: torch.Tensor, weight: torch.Tensor) -> Shift:
     """``shift_of_any`` for one ``weight`` [rows, columns] alone, with the sum of (W·y)·xᵀ [rows,
     columns]: less work where there are fewer rows than columns."""
-    shift = known.divided(across - weight @ known.products)
+    shift = known.divided(across - product(weight, known.products))
     return lambda part, start: shift[start : start + len(part)]
 
 
@@ -119,7 +125,7 @@ def carried(weight: torch.Tensor, scales: torch.Tensor, grid: Grid, known: Drive
     codes = torch.empty_like(aim, dtype=torch.int8)
     for stop in range(len(aim), 0, -_BLOCK):
         start = max(0, stop - _BLOCK)
-        made_up = known.factor[stop:, start:stop].T @ off[stop:]
+        made_up = product(known.factor[stop:, start:stop].T.contiguous(), off[stop:])
         own = known.factor[start:stop, start:stop].T.contiguous()
         for j in reversed(range(start, stop)):
             i = j - start

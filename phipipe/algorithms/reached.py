@@ -15,6 +15,7 @@ from phipipe.algorithms.lattice import Matrix
 from phipipe.algorithms.rounding import Grid
 from phipipe.errors import StepFailed
 from phipipe.models.layerwise import Layerwise, Pass
+from phipipe.models.products import product
 
 Side = list[torch.Tensor]  # some texts each
 _After = Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]
@@ -91,7 +92,7 @@ class Reached:
         parts = zip(side, rows.split([len(part) for part in side]), strict=True)
         one = side[0].shape[1] != weight.shape[1]
         if one or self._shift is None:
-            across = reduce(torch.Tensor.add_, (theirs.T @ own for theirs, own in parts))
+            across = reduce(torch.Tensor.add_, (product(theirs.T, own) for theirs, own in parts))
             if one:
                 return gptq.shift_of_one(self._known, across, weight)
             self._shift = gptq.shift_of_any(self._known, across)

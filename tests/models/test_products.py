@@ -19,6 +19,6 @@ def worst(
     return section(facts, "worst")
 
 
-@pytest.mark.parametrize("kind", ["plain", "gradients"])
+@pytest.mark.parametrize("kind", ["plain", "pairs", "gradients"])
 def test_a_product_is_that_of_fp64(worst: dict[str, float], kind: str) -> None:
     assert worst[kind] <= 1e-5  # of the largest number
