@@ -18,12 +18,19 @@ SECONDS_PER_PRODUCT = 75 * 32 / (3.8e9 * 12_288)
 
 
 def of(plan: Plan) -> str | None:
-    """That learned weights would be nearer to the original, and about how long learning takes; None
-    where the recipe speaks of weights, learns from a text already, or could not have them."""
+    """That learned weights would be nearer to the original, and about how long learning takes; or
+    that a word about them has no effect. None where the recipe speaks of weights, learns from a
+    text already, or could not have them."""
     build, recipe = plan.build, plan.build.recipe
     is_whole = any(step.name == "package" for step in plan.steps)
     if plan.source is None or not is_whole:
         return None
+    if recipe.weights.learn is None and "group_size" in recipe.weights.model_fields_set:
+        size = recipe.weights.group_size
+        return (
+            f"hint: `weights.group_size` is of learned weights, and the runtime rounds these; "
+            f"`weights: {{learn: gptq, group_size: {size}}}` learns them"
+        )
     if recipe.precision != "int4" or "weights" in build.written:
         return None
     if any("calibration" in step.needs.values() for step in plan.steps):

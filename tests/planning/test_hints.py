@@ -38,6 +38,18 @@ def planned(folder: Path, text: str = TEXT, *sets: str) -> Plan:
 
 
 @pytest.mark.parametrize(
+    ("weights", "told"),
+    [("{group_size: 64}", True), ("{learn: none, group_size: 64}", True), ("none", False)],
+)
+def test_a_group_size_of_weights_that_are_not_learned_has_no_effect(
+    tmp_path: Path, weights: str, told: bool
+) -> None:
+    hint = hints.of(planned(tmp_path, TEXT, f"weights={weights}"))
+    assert (hint is not None) == told
+    assert hint is None or "`weights: {learn: gptq, group_size: 64}` learns them" in hint
+
+
+@pytest.mark.parametrize(
     "sets",
     [
         (),
