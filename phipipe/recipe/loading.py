@@ -18,9 +18,9 @@ from phipipe.files import file_names, user_paths
 from phipipe.recipe import absent, empty, overlay, patterns
 from phipipe.recipe.build import Build, one_address, paths_of
 from phipipe.recipe.complaints import complaints
-from phipipe.recipe.document import parse, read
-from phipipe.recipe.places import Document, Problem, Where
-from phipipe.recipe.problems import Problems
+from phipipe.recipe.document import read
+from phipipe.recipe.opened import Opened
+from phipipe.recipe.places import Document, Where
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS, lay
 from phipipe.steps import Json
@@ -88,9 +88,7 @@ def of_document(
     Raises:
         RecipeError: nothing in the text can be looked at.
     """
-    loading = _Loading(document, options)
-    loading.override(sets)
-    return loading.builds(folder, only)
+    return _Loading(Opened(document, sets), options).builds(folder, only)
 
 
 @dataclass(frozen=True)
@@ -105,27 +103,10 @@ class _Variant:
 class _Loading:
     """One file on its way to builds: gathers problems instead of stopping at the first."""
 
-    def __init__(self, document: Document, options: Mapping[str, type[BaseModel]]) -> None:
-        self._document, self._options = document, options
-        self._problems = Problems(document)
-        self._overrides: list[tuple[tuple[str, ...], Json, str]] = []
+    def __init__(self, opened: Opened, options: Mapping[str, type[BaseModel]]) -> None:
+        self._opened, self._options = opened, options
+        self._data, self._problems = opened.data, opened.problems
         self._empty: set[Where] = set()  # outside of the matrix
-        if not isinstance(document.data, dict):
-            message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
-            raise document.error([Problem(*document.place(()), message)])
-        self._data: dict[str, Json] = document.data
-
-    def override(self, sets: Sequence[str]) -> None:
-        """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
-        for text in sets:
-            where, value, shown = overlay.parts(text)
-            parsed = _parsed(value, shown)
-            if parsed.data == absent.NONE:
-                overlay.check_taken_back(self._data, where, shown)
-            overlay.put(self._data, where, parsed.data, shown)
-            if where[0] != "matrix":
-                self._overrides.append((where, parsed.data, shown))
-            self._problems.overlay(where, parsed.values, shown)
 
     def builds(
         self, folder: Path, only: Sequence[str] = ()
@@ -163,7 +144,7 @@ class _Loading:
             if (first := names.get(variant.name)) and set(entry) <= set(VARIANT_KEYS):
                 message = f"a second variant `{shorten(variant.name)}`, as on line {first}"
                 self._problems.note(at, f"{message}; give it a `name:` of its own")
-            names.setdefault(variant.name, self._document.place(at)[0])
+            names.setdefault(variant.name, self._opened.document.place(at)[0])
             variants.append(replace(variant, name=f"{base.get('name')}-{variant.name}"))
         return variants
 
@@ -183,7 +164,7 @@ class _Loading:
         elif words := _unfit(str(base.get("name")), str(name)):
             self._problems.note(at, words)
         merged = deepcopy(merged)
-        for where, value, text in self._overrides:
+        for where, value, text in self._opened.overrides:
             overlay.put(merged, where, value, text)
         return _Variant(merged, str(name), at)
 
@@ -211,10 +192,7 @@ class _Loading:
             self._look_at_paths(recipe, folder, variant.at)
         if recipe is None or options is None:
             return None
-
-        def locate(places: Sequence[Where], message: str) -> RecipeError:
-            return self._problems.located(places, message, variant.at)
-
+        locate = self._opened.locator(variant.at)
         return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
 
     def _options_of(self, data: Mapping[str, Json]) -> type[BaseModel] | None:
@@ -264,18 +242,6 @@ class _Loading:
                 if key or not any(place[: len(at)] == at for place in without):
                     self._problems.note(at, message, key=key, variant=variant)
         return None
-
-
-def _parsed(value: str, shown: str) -> Document:
-    """The YAML ``value`` of an override; ``shown`` is how a message repeats the override."""
-    if not value.strip():
-        return Document("", "", values={(): (1, 1)})
-    try:
-        return parse(value, "")
-    except RecipeError as error:
-        # Without the place, which means nothing in so short a text.
-        words = error.message.splitlines()[0].partition(": ")[2]
-        raise RecipeError(f"--set {shown}: {words}") from None
 
 
 def _is_adapter(source: Json) -> bool:
