@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from phipipe.batch.git_changes import Changes
+from phipipe.batch.undisturbed import undisturbed
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import inside, resolved
 from phipipe.planning.plan import Plan
@@ -97,6 +98,7 @@ def files(paths: Sequence[Path]) -> list[Path]:
     return list(once.values())
 
 
+@undisturbed()
 def select(
     paths: Sequence[Path],
     wanted: Wanted,
