@@ -118,9 +118,9 @@ def parse(text: str, name: str) -> Document:
         before = re.split(BREAK, text[: control.start()])
         message = f"this is not a text file: it holds the control character {control.group()!a}"
         raise document.error([Problem(len(before), len(before[-1]) + 1, message)])
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        builder = _Builder(document, iter(yaml.parse(text, Loader=loader)))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        builder = _Builder(document, iter(loader.get_event, None))
         document.data = builder.document()
     except yaml.MarkedYAMLError as error:
         raise document.error([yaml_errors.explain(error, text)]) from None
@@ -215,6 +215,9 @@ class _Builder:
             self._stop(event, "a number with too many digits")
 
     def _check_printable(self, event: Json) -> None:
+        """The text as a whole was looked at; an escape is all that can bring such a character."""
+        if event.style != '"':
+            return
         if control := re.search(_CONTROL, event.value):
             self._stop(event, f"text with the control character {control.group()!a}")
 

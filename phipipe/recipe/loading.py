@@ -202,9 +202,11 @@ class _Loading:
         known = isinstance(named, str) and named in self._options
         return self._options[named] if known else None
 
-    def _note_empty(self, data: Mapping[str, Json], variant: Where = ()) -> set[Where]:
+    def _note_empty(self, data: dict[str, Json], variant: Where = ()) -> set[Where]:
         """Where a recipe's ``data`` has keys without values. What a variant inherits is said
         once."""
+        if not absent.stands_in(data, None):
+            return set()
         found = dict(empty.places(data, Recipe))
         if options := self._options_of(data):
             inner = empty.places(data.get("quantize"), options)
