@@ -33,10 +33,11 @@ values are free text: `none` may be a file."""
 def stands_in(data: Json, value: Json) -> bool:
     """Whether ``value`` stands anywhere in ``data``. Hardly a recipe has a `none`, or a key without
     a value; of the others nothing needs to be compared with the models."""
-    if isinstance(data, dict):
-        return any(stands_in(inner, value) for inner in data.values())
-    if isinstance(data, list):
-        return any(stands_in(inner, value) for inner in data)
+    if isinstance(data, dict | list):
+        inner = data.values() if isinstance(data, dict) else data
+        return value in inner or any(
+            stands_in(one, value) for one in inner if isinstance(one, dict | list)
+        )
     return bool(data == value)
 
 

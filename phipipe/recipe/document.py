@@ -178,21 +178,18 @@ class _Builder:
 
     def _sequence(self, where: Where, depth: int) -> list[Json]:
         items: list[Json] = []
-        for event in self._until(yaml.SequenceEndEvent):
+        while (event := self._inner(yaml.SequenceEndEvent)) is not None:
             items.append(self._build(event, (*where, len(items)), depth + 1))
         return items
 
-    def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
-        """The next events, each taken when it is asked for, up to one of the kind ``end``."""
-        while True:
-            event = next(self._events)
-            if isinstance(event, end):
-                return
-            yield event
+    def _inner(self, end: type[yaml.Event]) -> yaml.Event | None:
+        """The next event; None where it is of the kind ``end``."""
+        event = next(self._events)
+        return None if isinstance(event, end) else event
 
     def _mapping(self, where: Where, depth: int) -> dict[str, Json]:
         mapping: dict[str, Json] = {}
-        for event in self._until(yaml.MappingEndEvent):
+        while (event := self._inner(yaml.MappingEndEvent)) is not None:
             if not isinstance(event, yaml.ScalarEvent) or event.anchor or event.tag:
                 self._stop(event, "a key must be plain text")
             self._check_printable(event)
