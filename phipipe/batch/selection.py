@@ -119,7 +119,8 @@ def select(
             f"`{shorten(long[0])}` is no name to choose by: it has {len(long[0])} characters"
         )
     recipes = files(paths)
-    every = [item for path in recipes for item in _read(path, options, sets)]
+    known: loading.Known = {}
+    every = [item for path in recipes for item in _read(path, options, sets, known)]
     devices = {
         _inside(i.build, i.build.recipe.device)
         for i in every
@@ -138,11 +139,16 @@ def select(
     return chosen
 
 
-def _read(path: Path, options: Mapping[str, type[BaseModel]], sets: Sequence[str]) -> list[Item]:
+def _read(
+    path: Path,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str],
+    known: loading.Known,
+) -> list[Item]:
     try:
         return [
             Item(name=build.name, path=path, build=build)
-            for build in loading.load(path, options=options, sets=sets)
+            for build in loading.load(path, options=options, sets=sets, known=known)
         ]
     except PhipipeError as error:
         return [Item(name=path.stem, path=path, error=error)]

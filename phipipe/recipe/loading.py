@@ -26,6 +26,8 @@ from phipipe.recipe.variants import BACKEND, VARIANT_KEYS, lay
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
 
+Known = dict[tuple[Path, str], tuple[Recipe, BaseModel]]
+"""Recipes and options that are right, by folder and by all that they say but for a name."""
 _NO_MATRIX = "a matrix is a list of variants, each a mapping such as `{precision: int8}`"
 _NO_NAME = (
     "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first"
@@ -38,6 +40,7 @@ def load(
     options: Mapping[str, type[BaseModel]],
     sets: Sequence[str] = (),
     only: Sequence[str] = (),
+    known: Known | None = None,
 ) -> list[Build]:
     """The builds that the file ``path`` describes.
 
@@ -46,12 +49,14 @@ def load(
         sets: ``dotted.key=value`` overrides, the value in YAML; they win over every variant of a
             matrix, too.
         only: names of the variants wanted, all if empty; nothing is asked of the others.
+        known: what earlier calls have found right, to be asked and added to. It holds as long as
+            files stay, and ``options``.
 
     Raises:
         RecipeError: everything that is wrong with the file, by line and column, or an unknown name
             in ``only``.
     """
-    builds, error = gather(path, options=options, sets=sets, only=only)
+    builds, error = gather(path, options=options, sets=sets, only=only, known=known)
     if error:
         raise error
     return builds
@@ -63,6 +68,7 @@ def gather(
     options: Mapping[str, type[BaseModel]],
     sets: Sequence[str] = (),
     only: Sequence[str] = (),
+    known: Known | None = None,
 ) -> tuple[list[Build], RecipeError | None]:
     """As ``load``: what is wrong with the file, and the builds of the variants that are right all
     the same.
@@ -70,9 +76,8 @@ def gather(
     Raises:
         RecipeError: nothing in the file can be looked at.
     """
-    return of_document(
-        read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only
-    )
+    loading = _Loading(Opened(read(path), sets), options, known)
+    return loading.builds(user_paths.resolved(path).parent, only)
 
 
 def of_document(
@@ -103,8 +108,14 @@ class _Variant:
 class _Loading:
     """One file on its way to builds: gathers problems instead of stopping at the first."""
 
-    def __init__(self, opened: Opened, options: Mapping[str, type[BaseModel]]) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        options: Mapping[str, type[BaseModel]],
+        known: Known | None = None,
+    ) -> None:
         self._opened, self._options = opened, options
+        self._known: Known = {} if known is None else known
         self._data, self._problems = opened.data, opened.problems
         self._empty: set[Where] = set()  # outside of the matrix
 
@@ -176,6 +187,25 @@ class _Loading:
             self._problems.note((*at, "quantize", option, pattern), message, key=True)
 
     def _build(self, variant: _Variant, folder: Path) -> Build | None:
+        kind = folder, json.dumps({**variant.data, "name": None})
+        found = self._renamed(kind, variant.data.get("name")) or self._checked(variant, folder)
+        if found is None:
+            return None
+        if not self._problems:
+            self._known.setdefault(kind, found)
+        recipe, options = found
+        locate = self._opened.locator(variant.at)
+        return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
+
+    def _renamed(self, kind: tuple[Path, str], name: Json) -> tuple[Recipe, BaseModel] | None:
+        """What is known of another recipe that says the same, with this one's ``name``."""
+        fits = isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)
+        if not fits or kind not in self._known or file_names.unfit(name):
+            return None
+        recipe, options = self._known[kind]
+        return recipe.model_copy(update={"name": name}), options
+
+    def _checked(self, variant: _Variant, folder: Path) -> tuple[Recipe, BaseModel] | None:
         data = absent.cleaned(variant.data, Recipe, self._options_of(variant.data))
         without = self._note_empty(data, variant.at)
         check = partial(self._validate, variant=variant.at, without=without)
@@ -190,10 +220,7 @@ class _Loading:
             options = check(self._options[backend], quantize, ("quantize",))
         if recipe is not None:
             self._look_at_paths(recipe, folder, variant.at)
-        if recipe is None or options is None:
-            return None
-        locate = self._opened.locator(variant.at)
-        return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
+        return None if recipe is None or options is None else (recipe, options)
 
     def _options_of(self, data: Mapping[str, Json]) -> type[BaseModel] | None:
         """The model of the ``quantize`` section of a recipe's ``data``; None where its backend is
