@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
@@ -125,6 +124,8 @@ def nvidia() -> str | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
+    import subprocess  # most commands ask no GPU
+
     try:
         answer = subprocess.run(
             [tool, "-L"],

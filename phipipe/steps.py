@@ -132,7 +132,8 @@ class Step:
     memory_bytes: int = 0  # estimate of the peak, for `plan`
     # estimate where no earlier result tells, from what was measured for such steps; None: no idea
     seconds: float | None = None
-    # whose step it is; not in the key: it tells which earlier results are worth comparing with
+    # whose step it is, or whose it was first where plans share it; not in the key: it tells which
+    # earlier results are worth comparing with
     recipe: str = ""
     # estimate of what its output takes when it is opened; 0: as much as in fp32
     loaded_bytes: int = 0

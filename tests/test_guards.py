@@ -172,12 +172,28 @@ def test_what_toolchains_import_needs_little() -> None:
     }
 
 
+@pytest.mark.parametrize("recipe", ["quickstart", "phi35-cpu-int4"])
+def test_a_valid_recipe_needs_little(recipe: str) -> None:
+    """`validate` is asked after every change of a recipe: nothing that reads checkpoints, runs
+    something or tells of mistakes, and no backend but the recipe's own."""
+    words = ["phipipe", "validate", f"recipes/{recipe}.yaml"]
+    code = f"import sys; sys.argv = {words!r}\nfrom phipipe.cli import main\n"
+    there = loaded(f"{code}try: main()\nexcept SystemExit: pass")
+    others = {f"phipipe.backends.{name}" for name in backends.names()}
+    assert there & others == {"phipipe.backends.onnxruntime"}
+    assert not there & {"phipipe.models.checkpoint", "phipipe.models.checkpoints"}
+    assert not there & {"phipipe.store", "phipipe.execution", "phipipe.output", "phipipe.settings"}
+    assert not there & {"rich", "jinja2", "psutil", "subprocess", "concurrent.futures", "logging"}
+
+
 def imported(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after ``code``."""
-    probe = (
-        f"{code}\nimport json, sys; print('\\n' + json.dumps(sorted({{m.split('.')[0] for m "
-        f"in sys.modules}})))"
-    )
+    return {name.split(".")[0] for name in loaded(code)}
+
+
+def loaded(code: str) -> set[str]:
+    """Modules in a fresh interpreter after ``code``."""
+    probe = f"{code}\nimport json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
     answer = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True
     )

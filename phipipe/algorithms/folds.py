@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phipipe.models.checkpoint import Checkpoint
-
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from phipipe.models.checkpoint import Checkpoint
 
     Exponents = npt.NDArray[np.int8]
     Floats = npt.NDArray[np.float32]

@@ -9,10 +9,12 @@ scales to the width of the weights.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from phipipe.models.checkpoint import Checkpoint
 from phipipe.steps import Json, Params, Step
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
 
 TOOLCHAIN = "olive"
 Rotation = Literal["quarot", "spinquant"]

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from phipipe.models import layerwise_memory
-from phipipe.models.checkpoint import Checkpoint
-from phipipe.recipe.recipe import Recipe
 from phipipe.steps import Json, Step, reading
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
+    from phipipe.recipe.recipe import Recipe
 
 NAME, TOOLCHAIN = "smooth", "torch"
 WORDS = "AWQ-smoothed"

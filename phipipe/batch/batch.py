@@ -23,13 +23,14 @@ from phipipe.batch import folder as batch_folder
 from phipipe.batch.accept import Done
 from phipipe.batch.folder import DIGITS, LOCK
 from phipipe.batch.selection import Item
+from phipipe.batch.undisturbed import undisturbed
 from phipipe.errors import PhipipeError, RecipeError, Skipped, SourceError, StoreError
 from phipipe.execution import dispatch, preflight
 from phipipe.execution.manner import Engine, Manner
 from phipipe.execution.results import Listener
 from phipipe.package import manifest, places
-from phipipe.planning import preparation, sampled
-from phipipe.planning.plans import ReadOnce
+from phipipe.planning import sampled
+from phipipe.planning.alike import Planner
 from phipipe.settings import Settings
 from phipipe.signing import recipe_key
 from phipipe.store import claims, free_space, refusals
@@ -39,6 +40,7 @@ from phipipe.store.store import Store
 RESERVED = frozenset(("batch.json", "junit.xml", "board.html", "board.json", "board.md", "boards"))
 
 
+@undisturbed()
 def plan(
     items: Sequence[Item], store: Store, settings: Settings, out: Path, *, elsewhere: bool = False
 ) -> list[str]:
@@ -62,7 +64,7 @@ def prepare(items: Sequence[Item], out: Path | None, *, elsewhere: bool = False)
     Raises:
         StoreError: ``out`` is a package, or lies in one.
     """
-    read = ReadOnce()
+    planner = Planner(elsewhere=elsewhere)
     if out is not None:
         places.refuse_inside(out)
     for item in items:
@@ -72,7 +74,7 @@ def prepare(items: Sequence[Item], out: Path | None, *, elsewhere: bool = False)
             if out is not None:
                 _check_place(item.name, out)
                 recipe_key.of_build(item.build)  # it signs what is built here
-            item.plan = preparation.prepare(item.build, read, elsewhere=elsewhere)
+            item.plan = planner.plan(item.build)
         except PhipipeError as error:
             item.error = error
     planned = [(item, item.plan) for item in items if item.plan]

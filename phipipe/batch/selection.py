@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from phipipe.batch.git_changes import Changes
+from phipipe.batch.undisturbed import undisturbed
 from phipipe.errors import PhipipeError, RecipeError
 from phipipe.files.user_paths import inside, resolved
 from phipipe.planning.plan import Plan
@@ -97,6 +98,7 @@ def files(paths: Sequence[Path]) -> list[Path]:
     return list(once.values())
 
 
+@undisturbed()
 def select(
     paths: Sequence[Path],
     wanted: Wanted,
@@ -117,7 +119,8 @@ def select(
             f"`{shorten(long[0])}` is no name to choose by: it has {len(long[0])} characters"
         )
     recipes = files(paths)
-    every = [item for path in recipes for item in _read(path, options, sets)]
+    known: loading.Known = {}
+    every = [item for path in recipes for item in _read(path, options, sets, known)]
     devices = {
         _inside(i.build, i.build.recipe.device)
         for i in every
@@ -136,11 +139,16 @@ def select(
     return chosen
 
 
-def _read(path: Path, options: Mapping[str, type[BaseModel]], sets: Sequence[str]) -> list[Item]:
+def _read(
+    path: Path,
+    options: Mapping[str, type[BaseModel]],
+    sets: Sequence[str],
+    known: loading.Known,
+) -> list[Item]:
     try:
         return [
             Item(name=build.name, path=path, build=build)
-            for build in loading.load(path, options=options, sets=sets)
+            for build in loading.load(path, options=options, sets=sets, known=known)
         ]
     except PhipipeError as error:
         return [Item(name=path.stem, path=path, error=error)]

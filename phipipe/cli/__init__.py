@@ -6,6 +6,7 @@ click.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from phipipe.cli.table import COMMANDS
 from phipipe.errors import Interrupted, PhipipeError, StoreError
 
 COMPLETE = "_PHIPIPE_COMPLETE"  # what shells set
+ALIVE = 50_000  # new objects between two searches for rubbish: modules and plans stay
 
 
 @click.group(
@@ -40,6 +42,7 @@ def main() -> NoReturn:
     """Entry point: run the command line and exit with the failure's own code (``errors``)."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _stop)
+    gc.set_threshold(ALIVE)
     streams.prepare()
     LOG.reset()
     answers.begin(sys.argv[1:])

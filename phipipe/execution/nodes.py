@@ -3,7 +3,7 @@ and reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,18 +15,19 @@ from phipipe.store import keys
 
 @dataclass(kw_only=True)
 class Node:
-    """A step of one build or of several. ``needs`` and ``after`` hold other nodes' identities.
+    """A step of one build or of several. ``needs`` and ``after`` hold other nodes' identities, and
+    nodes may share them.
 
     From ``waiting`` on, what a run finds out about it.
     """
 
     step: Step
     identity: str
-    needs: dict[str, str]
-    after: set[str]
+    needs: Mapping[str, str]
+    after: Set[str]
     builds: set[int]
     label: str = ""
-    before: dict[str, str] = field(default_factory=dict)  # step name → identity, for provenance
+    before: Mapping[str, str] = field(default_factory=dict)  # step name → identity, for provenance
     waiting: Waiting | None = None
     result: Result | None = None
     running: bool = False
@@ -60,13 +61,14 @@ def graph(plans: Sequence[Plan]) -> Graph:
 
 
 def _graph(plans: Sequence[Plan]) -> Graph:
+    drafts = _Drafts()
     nodes: dict[str, Node] = {}
     names: list[dict[str, str]] = []
     for i, plan in enumerate(plans):
         own: dict[str, str] = {}
         names.append(own)
         for step in plan.steps:
-            new = _node(step, own)
+            new = drafts.node(step, own)
             node = nodes.setdefault(new.identity, new)
             own[step.name] = node.identity
             node.builds.add(i)
@@ -91,9 +93,43 @@ def labels(plans: Sequence[Plan]) -> list[str]:
     return [node.label for node in graph(plans)[0].values()]
 
 
-def _node(step: Step, own: dict[str, str]) -> Node:
-    """``own`` has the identities of the plan's earlier steps by name."""
+class _Links(NamedTuple):
+    """Other nodes' identities: what a step reads, follows, and knows of."""
+
+    needs: Mapping[str, str]
+    after: Set[str]
+    before: Mapping[str, str]
+
+
+class _Drafts:
+    """Nodes of the steps of some plans. Plans of one kind share steps (``planning.alike``), and
+    what they need: it is looked at once."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[object, ...], Node] = {}
+        self._links: dict[tuple[object, ...], _Links] = {}
+
+    def node(self, step: Step, own: Mapping[str, str]) -> Node:
+        """``own`` has the identities of the plan's earlier steps by name."""
+        if step.provenance:
+            at = (id(step.needs), *own, *own.values())
+            links = self._links.get(at) or self._links.setdefault(at, _last_links(step, own))
+            return _node(step, links)
+        at = (id(step), *(own[name] for name in (*step.needs.values(), *step.after)))
+        return self._nodes.get(at) or self._nodes.setdefault(at, _node(step, _links(step, own)))
+
+
+def _links(step: Step, own: Mapping[str, str]) -> _Links:
     needs = {name: own[needed] for name, needed in step.needs.items()}
+    return _Links(needs, {own[name] for name in step.after}, {})
+
+
+def _last_links(step: Step, own: Mapping[str, str]) -> _Links:
+    """Of a step that tells where everything comes from."""
+    return _links(step, own)._replace(after=frozenset(own.values()), before=dict(own))
+
+
+def _node(step: Step, links: _Links) -> Node:
     identifying = {
         "runs": step.runs,
         "version": step.version,
@@ -102,16 +138,14 @@ def _node(step: Step, own: dict[str, str]) -> Node:
         "toolchain": step.toolchain,
         "measurement": step.measurement,
         "machine": list(step.machine),
-        "needs": needs,
-        "before": own if step.provenance else {},
+        "needs": links.needs,
+        "before": links.before,
     }
-    after = set(own.values()) if step.provenance else {own[name] for name in step.after}
-    before = dict(own) if step.provenance else {}
     return Node(
         step=step,
         identity=keys.key_of(identifying),
-        needs=needs,
-        after=after,
+        needs=links.needs,
+        after=links.after,
         builds=set(),
-        before=before,
+        before=links.before,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from phipipe.models.checkpoint import Checkpoint
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
 
 # Tokens that go through the layers at once: their hidden states take 4 bytes a value.
 TOGETHER = 2**16

@@ -31,7 +31,7 @@ def check(build: Build, target: Device, unit: Unit) -> None:
         message = f"weights are learned at 4 bits, and `precision` is {recipe.precision}"
         hint = "set `precision: int4`, or `weights: none`"
         raise problem_at(build, LEARN, message, hint, ("precision",))
-    if recipe.backend not in stores_learned():
+    if not stores_learned(recipe.backend):
         message = f"`{recipe.backend}` cannot store weights that are learned outside of it"
         hint = f"{_elsewhere(target)}; with `{recipe.backend}`, {AWQ}"
         raise problem_at(build, LEARN, message, hint, ("backend",))
@@ -56,10 +56,10 @@ def _stores_rows(backend: str) -> bool:
     return stores is not None and -1 in stores.groups.get(4, ())
 
 
-def stores_learned() -> list[str]:
-    """Names of the backends that store what is learned, exactly."""
-    faces = {name: backends.load(name).stores for name in backends.names()}
-    return [name for name, stores in faces.items() if stores and stores.learned]
+def stores_learned(backend: str) -> bool:
+    """Whether what is learned is stored exactly there."""
+    stores = backends.load(backend).stores
+    return stores is not None and stores.learned
 
 
 def runs(unit: Unit | None, precision: Precision) -> list[int]:
@@ -108,7 +108,7 @@ def _elsewhere(target: Device) -> str:
 
 
 def _serving(target: Device) -> Iterator[str]:
-    for name in stores_learned():
+    for name in filter(stores_learned, backends.names()):
         for unit in target.units:
             if "int4" in backends.able(name, target, unit):
                 yield f"`{name}` (`unit: {unit.api}`)"

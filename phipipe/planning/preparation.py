@@ -154,10 +154,8 @@ def _advised(build: Build, target: Target, whole: Checkpoint) -> Advised:
     checkpoint = kinds.language(whole) if kinds.sees(whole) else whole
     patches = fixups.needed(recipe, checkpoint)
     job = Job(recipe, options, checkpoint, chain.config_patch(patches), target.unit)
-    advice = [
-        *rules.check(job, model_rules.RULES),
-        *rules.check(job, backends.load(recipe.backend).rules),
-    ]
+    of_all = general if checkpoint is whole else rules.check(job, model_rules.RULES)
+    advice = [*of_all, *rules.check(job, backends.load(recipe.backend).rules)]
     advice += [one for one in general if one not in advice]
     targets.refuse(build, advice)
     return job, patches, advice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from phipipe.hub.take import Original
 from phipipe.package import layouts
 from phipipe.planning import apps, generation_steps, learned, run_steps, scoring, spelled
 from phipipe.planning.plan import Plan
+from phipipe.recipe.build import Build
 from phipipe.recipe.recipe import Recipe
 from phipipe.recipe.source import Adapter, Source
 from phipipe.steps import Json, Step
@@ -100,6 +101,13 @@ def package_step(plan: Plan, original: Original, shipped: Shipped, job: Job[Base
         output_bytes=shipped.artifact.output_bytes + reference_step(recipe).output_bytes,
         taken_bytes=shipped.artifact.output_bytes if os.name != "nt" else 0,
     )
+
+
+def renamed(step: Step, build: Build) -> Step:
+    """``step``, which puts a package together, for ``build``, which is alike but for its names."""
+    recipe = {**step.params["recipe"], "name": build.name}
+    papers = {**step.params, "name": build.name, "recipe": recipe}
+    return replace(step, params=papers, recipe=build.recipe.name)
 
 
 def _papers(plan: Plan, original: Original, job: Job[BaseModel]) -> dict[str, Json]:

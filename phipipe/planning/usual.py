@@ -69,7 +69,7 @@ def _is_open(build: Build, whole: Checkpoint) -> bool:
         return False
     if recipe.weights.model_fields_set or recipe.quantize:
         return False  # a part of phipipe has written them
-    if recipe.backend not in stores_learned():
+    if not stores_learned(recipe.backend):
         return False
     language = kinds.language(whole) if kinds.sees(whole) else whole
     text = calibration.unasked_text(recipe)

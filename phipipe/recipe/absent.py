@@ -30,6 +30,17 @@ CHOICES = (
 values are free text: `none` may be a file."""
 
 
+def stands_in(data: Json, value: Json) -> bool:
+    """Whether ``value`` stands anywhere in ``data``. Hardly a recipe has a `none`, or a key without
+    a value; of the others nothing needs to be compared with the models."""
+    if isinstance(data, dict | list):
+        inner = data.values() if isinstance(data, dict) else data
+        return value in inner or any(
+            stands_in(one, value) for one in inner if isinstance(one, dict | list)
+        )
+    return bool(data == value)
+
+
 def without(data: Json, model: type[BaseModel]) -> Json:
     """``data`` of ``model`` without the optional keys that are ``none``, at any depth. What is
     wrong with the rest is for the model to say."""
@@ -94,6 +105,8 @@ def cleaned(
 ) -> dict[str, Json]:
     """A recipe's ``data`` without what is ``none``; ``options`` is the model of its ``quantize``,
     where the backend is known."""
+    if not stands_in(data, NONE):
+        return dict(data)
     found: dict[str, Json] = without(dict(data), recipe)
     if options and "quantize" in found:
         found["quantize"] = without(found["quantize"], options)

@@ -118,9 +118,9 @@ def parse(text: str, name: str) -> Document:
         before = re.split(BREAK, text[: control.start()])
         message = f"this is not a text file: it holds the control character {control.group()!a}"
         raise document.error([Problem(len(before), len(before[-1]) + 1, message)])
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        builder = _Builder(document, iter(yaml.parse(text, Loader=loader)))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        builder = _Builder(document, iter(loader.get_event, None))
         document.data = builder.document()
     except yaml.MarkedYAMLError as error:
         raise document.error([yaml_errors.explain(error, text)]) from None
@@ -178,21 +178,18 @@ class _Builder:
 
     def _sequence(self, where: Where, depth: int) -> list[Json]:
         items: list[Json] = []
-        for event in self._until(yaml.SequenceEndEvent):
+        while (event := self._inner(yaml.SequenceEndEvent)) is not None:
             items.append(self._build(event, (*where, len(items)), depth + 1))
         return items
 
-    def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:
-        """The next events, each taken when it is asked for, up to one of the kind ``end``."""
-        while True:
-            event = next(self._events)
-            if isinstance(event, end):
-                return
-            yield event
+    def _inner(self, end: type[yaml.Event]) -> yaml.Event | None:
+        """The next event; None where it is of the kind ``end``."""
+        event = next(self._events)
+        return None if isinstance(event, end) else event
 
     def _mapping(self, where: Where, depth: int) -> dict[str, Json]:
         mapping: dict[str, Json] = {}
-        for event in self._until(yaml.MappingEndEvent):
+        while (event := self._inner(yaml.MappingEndEvent)) is not None:
             if not isinstance(event, yaml.ScalarEvent) or event.anchor or event.tag:
                 self._stop(event, "a key must be plain text")
             self._check_printable(event)
@@ -215,6 +212,9 @@ class _Builder:
             self._stop(event, "a number with too many digits")
 
     def _check_printable(self, event: Json) -> None:
+        """The text as a whole was looked at; an escape is all that can bring such a character."""
+        if event.style != '"':
+            return
         if control := re.search(_CONTROL, event.value):
             self._stop(event, f"text with the control character {control.group()!a}")
 

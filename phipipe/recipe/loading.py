@@ -18,14 +18,16 @@ from phipipe.files import file_names, user_paths
 from phipipe.recipe import absent, empty, overlay, patterns
 from phipipe.recipe.build import Build, one_address, paths_of
 from phipipe.recipe.complaints import complaints
-from phipipe.recipe.document import parse, read
-from phipipe.recipe.places import Document, Problem, Where
-from phipipe.recipe.problems import Problems
+from phipipe.recipe.document import read
+from phipipe.recipe.opened import Opened
+from phipipe.recipe.places import Document, Where
 from phipipe.recipe.recipe import MAX_VARIANTS, SLUG, Recipe
 from phipipe.recipe.variants import BACKEND, VARIANT_KEYS, lay
 from phipipe.steps import Json
 from phipipe.suggestions import near, shorten
 
+Known = dict[tuple[Path, str], tuple[Recipe, BaseModel]]
+"""Recipes and options that are right, by folder and by all that they say but for a name."""
 _NO_MATRIX = "a matrix is a list of variants, each a mapping such as `{precision: int8}`"
 _NO_NAME = (
     "a variant's name is text: lower-case letters, digits, `.`, `_`, `-`; a letter or digit first"
@@ -38,6 +40,7 @@ def load(
     options: Mapping[str, type[BaseModel]],
     sets: Sequence[str] = (),
     only: Sequence[str] = (),
+    known: Known | None = None,
 ) -> list[Build]:
     """The builds that the file ``path`` describes.
 
@@ -46,12 +49,14 @@ def load(
         sets: ``dotted.key=value`` overrides, the value in YAML; they win over every variant of a
             matrix, too.
         only: names of the variants wanted, all if empty; nothing is asked of the others.
+        known: what earlier calls have found right, to be asked and added to. It holds as long as
+            files stay, and ``options``.
 
     Raises:
         RecipeError: everything that is wrong with the file, by line and column, or an unknown name
             in ``only``.
     """
-    builds, error = gather(path, options=options, sets=sets, only=only)
+    builds, error = gather(path, options=options, sets=sets, only=only, known=known)
     if error:
         raise error
     return builds
@@ -63,6 +68,7 @@ def gather(
     options: Mapping[str, type[BaseModel]],
     sets: Sequence[str] = (),
     only: Sequence[str] = (),
+    known: Known | None = None,
 ) -> tuple[list[Build], RecipeError | None]:
     """As ``load``: what is wrong with the file, and the builds of the variants that are right all
     the same.
@@ -70,9 +76,8 @@ def gather(
     Raises:
         RecipeError: nothing in the file can be looked at.
     """
-    return of_document(
-        read(path), user_paths.resolved(path).parent, options=options, sets=sets, only=only
-    )
+    loading = _Loading(Opened(read(path), sets), options, known)
+    return loading.builds(user_paths.resolved(path).parent, only)
 
 
 def of_document(
@@ -88,9 +93,7 @@ def of_document(
     Raises:
         RecipeError: nothing in the text can be looked at.
     """
-    loading = _Loading(document, options)
-    loading.override(sets)
-    return loading.builds(folder, only)
+    return _Loading(Opened(document, sets), options).builds(folder, only)
 
 
 @dataclass(frozen=True)
@@ -105,27 +108,16 @@ class _Variant:
 class _Loading:
     """One file on its way to builds: gathers problems instead of stopping at the first."""
 
-    def __init__(self, document: Document, options: Mapping[str, type[BaseModel]]) -> None:
-        self._document, self._options = document, options
-        self._problems = Problems(document)
-        self._overrides: list[tuple[tuple[str, ...], Json, str]] = []
+    def __init__(
+        self,
+        opened: Opened,
+        options: Mapping[str, type[BaseModel]],
+        known: Known | None = None,
+    ) -> None:
+        self._opened, self._options = opened, options
+        self._known: Known = {} if known is None else known
+        self._data, self._problems = opened.data, opened.problems
         self._empty: set[Where] = set()  # outside of the matrix
-        if not isinstance(document.data, dict):
-            message = "a recipe is a mapping of keys: `name:`, `source:`, `device:` …"
-            raise document.error([Problem(*document.place(()), message)])
-        self._data: dict[str, Json] = document.data
-
-    def override(self, sets: Sequence[str]) -> None:
-        """Lay ``dotted.key=value`` texts on the file's data; a value replaces what is there."""
-        for text in sets:
-            where, value, shown = overlay.parts(text)
-            parsed = _parsed(value, shown)
-            if parsed.data == absent.NONE:
-                overlay.check_taken_back(self._data, where, shown)
-            overlay.put(self._data, where, parsed.data, shown)
-            if where[0] != "matrix":
-                self._overrides.append((where, parsed.data, shown))
-            self._problems.overlay(where, parsed.values, shown)
 
     def builds(
         self, folder: Path, only: Sequence[str] = ()
@@ -163,7 +155,7 @@ class _Loading:
             if (first := names.get(variant.name)) and set(entry) <= set(VARIANT_KEYS):
                 message = f"a second variant `{shorten(variant.name)}`, as on line {first}"
                 self._problems.note(at, f"{message}; give it a `name:` of its own")
-            names.setdefault(variant.name, self._document.place(at)[0])
+            names.setdefault(variant.name, self._opened.document.place(at)[0])
             variants.append(replace(variant, name=f"{base.get('name')}-{variant.name}"))
         return variants
 
@@ -183,7 +175,7 @@ class _Loading:
         elif words := _unfit(str(base.get("name")), str(name)):
             self._problems.note(at, words)
         merged = deepcopy(merged)
-        for where, value, text in self._overrides:
+        for where, value, text in self._opened.overrides:
             overlay.put(merged, where, value, text)
         return _Variant(merged, str(name), at)
 
@@ -195,6 +187,25 @@ class _Loading:
             self._problems.note((*at, "quantize", option, pattern), message, key=True)
 
     def _build(self, variant: _Variant, folder: Path) -> Build | None:
+        kind = folder, json.dumps({**variant.data, "name": None})
+        found = self._renamed(kind, variant.data.get("name")) or self._checked(variant, folder)
+        if found is None:
+            return None
+        if not self._problems:
+            self._known.setdefault(kind, found)
+        recipe, options = found
+        locate = self._opened.locator(variant.at)
+        return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
+
+    def _renamed(self, kind: tuple[Path, str], name: Json) -> tuple[Recipe, BaseModel] | None:
+        """What is known of another recipe that says the same, with this one's ``name``."""
+        fits = isinstance(name, str) and re.fullmatch(SLUG[1:-1], name)
+        if not fits or kind not in self._known or file_names.unfit(name):
+            return None
+        recipe, options = self._known[kind]
+        return recipe.model_copy(update={"name": name}), options
+
+    def _checked(self, variant: _Variant, folder: Path) -> tuple[Recipe, BaseModel] | None:
         data = absent.cleaned(variant.data, Recipe, self._options_of(variant.data))
         without = self._note_empty(data, variant.at)
         check = partial(self._validate, variant=variant.at, without=without)
@@ -209,13 +220,7 @@ class _Loading:
             options = check(self._options[backend], quantize, ("quantize",))
         if recipe is not None:
             self._look_at_paths(recipe, folder, variant.at)
-        if recipe is None or options is None:
-            return None
-
-        def locate(places: Sequence[Where], message: str) -> RecipeError:
-            return self._problems.located(places, message, variant.at)
-
-        return Build(variant.name, recipe, folder, options, locate, frozenset(variant.data))
+        return None if recipe is None or options is None else (recipe, options)
 
     def _options_of(self, data: Mapping[str, Json]) -> type[BaseModel] | None:
         """The model of the ``quantize`` section of a recipe's ``data``; None where its backend is
@@ -224,9 +229,11 @@ class _Loading:
         known = isinstance(named, str) and named in self._options
         return self._options[named] if known else None
 
-    def _note_empty(self, data: Mapping[str, Json], variant: Where = ()) -> set[Where]:
+    def _note_empty(self, data: dict[str, Json], variant: Where = ()) -> set[Where]:
         """Where a recipe's ``data`` has keys without values. What a variant inherits is said
         once."""
+        if not absent.stands_in(data, None):
+            return set()
         found = dict(empty.places(data, Recipe))
         if options := self._options_of(data):
             inner = empty.places(data.get("quantize"), options)
@@ -264,18 +271,6 @@ class _Loading:
                 if key or not any(place[: len(at)] == at for place in without):
                     self._problems.note(at, message, key=key, variant=variant)
         return None
-
-
-def _parsed(value: str, shown: str) -> Document:
-    """The YAML ``value`` of an override; ``shown`` is how a message repeats the override."""
-    if not value.strip():
-        return Document("", "", values={(): (1, 1)})
-    try:
-        return parse(value, "")
-    except RecipeError as error:
-        # Without the place, which means nothing in so short a text.
-        words = error.message.splitlines()[0].partition(": ")[2]
-        raise RecipeError(f"--set {shown}: {words}") from None
 
 
 def _is_adapter(source: Json) -> bool:

@@ -14,6 +14,8 @@ _INT = r"[-+]?[0-9]+"
 _BASED = r"0o[0-7]+|0x[0-9a-fA-F]+"
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 _SPECIAL = r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"
+_NUMBER = "|".join((_INT, _BASED, _FLOAT, _SPECIAL))
+_FIRST = frozenset("+-.0123456789")  # of a number
 
 
 def resolve(text: str) -> Scalar:
@@ -26,9 +28,7 @@ def resolve(text: str) -> Scalar:
         return None
     if text in _BOOL:
         return _BOOL[text]
-    if text[0] in "+-.0123456789" and any(
-        re.fullmatch(p, text) for p in (_INT, _BASED, _FLOAT, _SPECIAL)
-    ):
+    if text[0] in _FIRST and re.fullmatch(_NUMBER, text):
         return _number(text)
     return text
 

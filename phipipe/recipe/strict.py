@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -14,6 +15,10 @@ class Model(BaseModel):
     commands need those of the whole recipe alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    def __deepcopy__(self, memo: object = None) -> Self:
+        """Itself: nobody can change it. Each recipe would get a copy of every default."""
+        return self
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:

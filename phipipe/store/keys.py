@@ -31,6 +31,7 @@ misread."""
 _CHUNK = 2 * 2**20
 THREADS = min(8, os.cpu_count() or 1)
 _SCALARS = frozenset((str, int, bool, type(None)))
+_TEXT = frozenset((str,))
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +65,7 @@ def _plain(value: Json) -> Json:
     kind = type(value)  # thousands of steps are described at once: what is usual comes first
     if kind in _SCALARS:
         return value
-    if kind is dict and all(type(key) is str for key in value):
+    if kind is dict and _TEXT.issuperset(map(type, value)):
         return {
             key: inner if type(inner) in _SCALARS else _plain(inner) for key, inner in value.items()
         }

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from phipipe.models import checkpoints
-from phipipe.models.checkpoint import Checkpoint
 from phipipe.steps import Json
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
 
 PHI3, PHI4 = "Phi3VForCausalLM", "Phi4MMForCausalLM"
 PHI4_PICTURE = 200010  # Phi-4-multimodal's token `<|endoftext10|>`, in whose places pictures stand
@@ -79,6 +81,8 @@ def language_config(config: Mapping[str, Json]) -> dict[str, Json]:
 
 def language(checkpoint: Checkpoint) -> Checkpoint:
     """What the step ``source`` makes of ``checkpoint``; its bytes are an estimate."""
+    from phipipe.models import checkpoints  # rules name the kinds where no checkpoint is read
+
     alone = checkpoints.of_config(language_config(checkpoint.config), checkpoint.tokenizer)
     weight_bytes = round(alone.parameters * checkpoint.weight_bytes / checkpoint.parameters)
     return replace(alone, folder=checkpoint.folder, weight_bytes=weight_bytes)

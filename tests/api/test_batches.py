@@ -11,7 +11,6 @@ from testing.light_builds import FIGURES, TROUBLE
 
 import phipipe
 from phipipe import Package, RecipeError, Wanted, run_batch
-from phipipe.planning import preparation
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +18,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     light_builds.CALLS.clear()
     FIGURES.clear()
     TROUBLE.clear()
-    monkeypatch.setattr(preparation, "prepare", light_builds.prepare)
+    light_builds.install(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         recipes.write(tmp_path / "recipes", name, f"tags: [{name}]\n")

@@ -15,7 +15,6 @@ from testing.shell import Run
 import phipipe
 from phipipe import Event, Recipe, RecipeError, StepFailed, StoreError, TargetError
 from phipipe.board import gathering
-from phipipe.planning import preparation
 
 THREE = "matrix:\n- {name: a}\n- {name: b}\n- {name: c}\n"
 
@@ -25,7 +24,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     light_builds.CALLS.clear()
     FIGURES.clear()
     TROUBLE.clear()
-    monkeypatch.setattr(preparation, "prepare", light_builds.prepare)
+    light_builds.install(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

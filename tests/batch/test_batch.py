@@ -48,7 +48,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
     FIGURES.clear()
     TROUBLE.clear()
     if "toolchains" not in request.fixturenames:  # that test is the real thing
-        monkeypatch.setattr(preparation, "prepare", prepare)
+        light_builds.install(monkeypatch)
 
 
 @pytest.fixture
@@ -591,10 +591,10 @@ def test_a_second_batch_goes_on_after_an_interruption(
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv.pop(1))
+import pytest
 from testing import light_builds
 from phipipe import cli
-from phipipe.planning import preparation
-preparation.prepare = light_builds.prepare
+light_builds.install(pytest.MonkeyPatch())
 light_builds.package = lambda inputs, out, params: os._exit(9)
 cli.main()
 """

@@ -25,7 +25,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     light_builds.CALLS.clear()
     FIGURES.clear()
     TROUBLE.clear()
-    monkeypatch.setattr(preparation, "prepare", light_builds.prepare)
+    light_builds.install(monkeypatch)
     monkeypatch.setattr(failures, "PACE", failures.Pace(attempts=2, first_s=0.01))
     # what light builds package, no runtime reads: the gate for strangers' packages refuses it
     monkeypatch.setattr(packages, "open_", packages.read_manifest)

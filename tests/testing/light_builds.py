@@ -1,7 +1,4 @@
-"""Builds whose steps take no time, in place of the planner's.
-
-monkeypatch.setattr(plan, "prepare", light_builds.prepare)
-"""
+"""Builds whose steps take no time, in place of the planner's: ``install`` them."""
 
 from __future__ import annotations
 
@@ -11,9 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from phipipe.batch import accept
 from phipipe.errors import GateFailed, StepFailed, TargetError
 from phipipe.package import manifest
+from phipipe.planning import preparation
+from phipipe.planning.alike import Planner
 from phipipe.planning.plan import Plan
 from phipipe.recipe import device as devices
 from phipipe.recipe.build import Build
@@ -95,6 +96,13 @@ def _step(
 ) -> Step:
     runs = f"{__name__}/{function or name}"
     return Step(name=name, runs=runs, version=1, needs=dict(needs or {}), params=params)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every build planned by ``prepare``, or by what a test sets in its place."""
+    monkeypatch.setattr(preparation, "prepare", prepare)
+    # builds of one kind are none here: what a test says, it says of one by its name
+    monkeypatch.setattr(Planner, "plan", lambda planner, build: preparation.prepare(build))
 
 
 def prepare(build: Build, read: object = None, *, elsewhere: bool = False) -> Plan:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from phipipe.backends.onnxruntime.options import Options
 from phipipe.backends.widths import FLOAT_BITS, Stored, Width
 from phipipe.models import linears
-from phipipe.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from phipipe.models.checkpoint import Checkpoint
 
 
 def quantized_bytes(
