@@ -22,6 +22,7 @@ DAMPING = 0.01  # of the mean of the products' diagonal: GPTQ's own default
 _BLOCK = 128  # columns whose errors are carried on together
 _SQUARE = 1024  # columns of the products that are taken together,
 _TOKENS = 2048  # and inputs
+_SOLVED = 512  # rows of equations that are solved together
 _WEIGHTS = 2**26  # that are rounded at a time
 
 # What to add to some rows of a weight; where they start.
@@ -39,12 +40,13 @@ class Driven:
     order: torch.Tensor
     factor: torch.Tensor
 
-    def divided(self, sums: torch.Tensor) -> torch.Tensor:
-        """``sums`` [rows, columns] times the inverse of the damped products."""
-        ordered = torch.cholesky_solve(sums.T[self.order], self.factor)
-        divided = torch.empty_like(sums)
-        divided[:, self.order] = ordered.T
-        return divided
+    def divide(self, sums: torch.Tensor) -> torch.Tensor:
+        """``sums`` [rows, columns], in their own memory, times the inverse of the damped
+        products."""
+        solved = sums.T[self.order]
+        _solve(self.factor, solved)
+        sums[:, self.order] = solved.T
+        return sums
 
 
 def driven(inputs: torch.Tensor, damping: float = DAMPING) -> Driven:
@@ -84,6 +86,23 @@ def _factor(products: torch.Tensor, damping: float) -> torch.Tensor:
         added *= 2
 
 
+def _solve(factor: torch.Tensor, sums: torch.Tensor) -> None:
+    """``sums`` [columns, any] become the inverse of factor·factorᵀ times them: rows at a time, from
+    the first to the last with the ``factor``, and back with its transpose. LAPACK's own copies
+    both."""
+    starts = range(0, len(factor), _SOLVED)
+    for start in starts:
+        stop = start + _SOLVED
+        part, own = sums[start:stop], factor[start:stop, start:stop]
+        part -= product(factor[start:stop, :start].contiguous(), sums[:start])
+        part.copy_(torch.linalg.solve_triangular(own, part, upper=False))
+    for start in reversed(starts):
+        stop = start + _SOLVED
+        part, own = sums[start:stop], factor[start:stop, start:stop]
+        part -= product(factor[stop:, start:stop].T.contiguous(), sums[stop:])
+        part.copy_(torch.linalg.solve_triangular(own.T, part, upper=True))
+
+
 def shift_of_any(known: Driven, across: torch.Tensor) -> Shift:
     """What to add to some rows of any weight W, so that it gives on the inputs x of the rounded
     model the outputs nearest to those on the original's y: W·(Y − X)·Xᵀ·(X·Xᵀ)⁻¹.
@@ -91,14 +110,14 @@ def shift_of_any(known: Driven, across: torch.Tensor) -> Shift:
     ``across``, [columns, columns]: the sum of y·xᵀ. (Least squares; Li et al., arXiv 2504.02692,
     carry the same term column by column.)
     """
-    shift = known.divided(across - known.products)
+    shift = known.divide(across - known.products)
     return lambda weight, _: product(weight, shift)
 
 
 def shift_of_one(known: Driven, across: torch.Tensor, weight: torch.Tensor) -> Shift:
     """``shift_of_any`` for one ``weight`` [rows, columns] alone, with the sum of (W·y)·xᵀ [rows,
     columns]: less work where there are fewer rows than columns."""
-    shift = known.divided(across - product(weight, known.products))
+    shift = known.divide(product(weight, known.products).neg_().add_(across))
     return lambda part, start: shift[start : start + len(part)]
 
 

@@ -62,7 +62,7 @@ class Reached:
         self, weight: torch.Tensor, grid: Grid, inputs: torch.Tensor, side: Side, where: str
     ) -> Matrix:
         """The ``weight`` [rows, columns] on its ``inputs`` [texts, tokens, columns]; ``side`` is
-        empty for the original's own.
+        empty for the original's own, and else afterwards.
 
         Raises:
             StepFailed: what reaches ``where`` is no number.
@@ -72,7 +72,9 @@ class Reached:
             self._take(inputs, rows, where)
         if self._known is None:
             return rounding.searched(weight, self._squares, grid)
-        return gptq.learned(weight, grid, self._known, self._to_original(weight, rows, side))
+        shift = self._to_original(weight, rows, side)
+        side.clear()  # hundreds of MiB
+        return gptq.learned(weight, grid, self._known, shift)
 
     def _take(self, inputs: torch.Tensor, rows: torch.Tensor, where: str) -> None:
         self._inputs, self._known, self._shift = weakref.ref(inputs), None, None

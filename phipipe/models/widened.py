@@ -48,13 +48,17 @@ class Widened:
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[bool]] | None = None
         self._last = -1
+        self._count = 2  # of rooms, where nobody shares them
 
     def weights(self, i: int, written: bool) -> Weights:
         """Those of layer ``i``, by their names in it, in memory that the next call takes again.
-        Where they will be ``written`` to, none is the files' own, or the others'."""
+        Where they will be ``written`` to, none is the files' own, or the others'; and the next is
+        not read meanwhile: who writes computes for long, and needs the memory."""
         if self._waiting:
             self._join(i, self._waiting)
         stride, self._last = i - self._last, i
+        if written and "_rooms" not in self.__dict__:
+            self._count = 1
         if self._company and stride != 1:
             self._company.leave()  # what is read ahead is read to its end before
             self._company = self._ahead = None
@@ -62,7 +66,8 @@ class Widened:
         wide = self._given(i, self._company) if self._company else self._own(i)
         following = i + stride if abs(stride) == 1 else i + 1
         # A GPU computes by itself meanwhile.
-        if self._unit == CPU and 0 <= following < len(self._layers):
+        ahead = self._unit == CPU and len(self._rooms) > 1
+        if ahead and 0 <= following < len(self._layers):
             self._ahead = following, self._reader.submit(self._fill, following, self._company)
         if written and (self._company or not self._widens):
             return {name: tensor.clone() for name, tensor in wide.items()}
@@ -147,7 +152,7 @@ class Widened:
 
     def _views(self, i: int) -> Weights:
         """Where the weights of layer ``i`` lie in fp32."""
-        room = self._rooms[i % 2]
+        room = self._rooms[i % len(self._rooms)]
         with torch.inference_mode(mode=False), torch.no_grad():
             return {
                 name: tensor if at is None else room[at : at + tensor.numel()].view(tensor.shape)
@@ -167,7 +172,7 @@ class Widened:
 
     @cached_property
     def _rooms(self) -> list[torch.Tensor]:
-        """Two, each for the widest layer; of those who go together, the same."""
+        """Two or one, each for the widest layer; of those who go together, the same."""
         sizes = [0]
         for i in range(len(self._layers)):
             ends = [at + tensor.numel() for _, tensor, at in self._places(i) if at is not None]
@@ -175,7 +180,7 @@ class Widened:
         values = -(-max(sizes) // ALIGNED) * ALIGNED
         with torch.inference_mode(mode=False):
             if not self._company:
-                return [torch.empty(values, device=self._unit) for _ in range(2)]
+                return [torch.empty(values, device=self._unit) for _ in range(self._count)]
             with self._company.room.open("r+b") as file:
                 if file.seek(0, os.SEEK_END) < 8 * values:
                     file.truncate(8 * values)

@@ -203,6 +203,20 @@ def moved() -> list[float]:
     return [float((ours @ w.T - theirs @ weight.T).square().mean()) for w in all_]
 
 
+def products() -> dict[str, float]:
+    """How far more columns than are taken together are from what fp64 makes of them, as a share of
+    the largest number: the sum of x·xᵀ, and some sums divided by it, times it again."""
+    random = torch.Generator().manual_seed(2)
+    inputs, sums = (torch.randn(n, 1100, generator=random) for n in (2500, 3))
+    known, exact = gptq.driven(inputs, 1e-2), inputs.double().T @ inputs.double()
+    damped = exact + 1e-2 * exact.diagonal().mean() * torch.eye(1100)
+    pairs = {
+        "products": (known.products, exact),
+        "divided": (known.divide(sums.clone()).double() @ damped, sums),
+    }
+    return {name: float((a - b).abs().max() / b.abs().max()) for name, (a, b) in pairs.items()}
+
+
 def sides(root: Path) -> dict[str, bool]:
     """Matrix of a model with biases → whether what is kept of the original at it is what it is
     given, or W times it."""
@@ -326,6 +340,7 @@ def checks(root: Path) -> dict[str, Callable[[], object]]:
         "asked": widths,
         "errors": errors,
         "moved": moved,
+        "products": products,
         "sides": lambda: sides(root),
         "scales": scales,
         "threads": lambda: threads(root),

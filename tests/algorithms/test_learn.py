@@ -95,6 +95,12 @@ def test_inputs_that_differ_from_the_originals_are_made_up_for(facts: dict[str, 
     assert by_outputs == pytest.approx(by_inputs, rel=1e-3)
 
 
+def test_products_of_many_columns_are_those_of_fp64(facts: dict[str, Any]) -> None:
+    found = section(facts, "products")
+    assert found["products"] < 1e-5
+    assert found["divided"] < 1e-4
+
+
 def test_the_originals_side_is_what_is_given_or_what_leaves_without_bias(
     facts: dict[str, Any],
 ) -> None:

@@ -9,12 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from phipipe import progress
+from phipipe import hardware, progress
 from phipipe.backends.llamacpp import header
 from phipipe.backends.llamacpp.ggml import Raw
 from phipipe.backends.llamacpp.header import Settings, row_bytes
 from phipipe.backends.llamacpp.rows import nothing
-from phipipe.backends.llamacpp.session import threads
 from phipipe.backends.llamacpp.stored import Tensor
 
 PART = 2**20  # weights that a thread works on at a time
@@ -48,10 +47,11 @@ def write(
     """A GGUF at ``target``: ``settings``, then ``fillings`` in their order; ``told``: as progress.
 
     Threads make parts ahead of the one that is written, two for each core, so memory is bounded
-    whatever the model's size. Meanwhile the system reads the next tensor.
+    whatever the model's size. Meanwhile the system reads the next tensor. All cores are asked for,
+    also beside other steps: these end before, and the rest would be rounded by a share of them.
     """
     sizes = [one.size_bytes for one in fillings]
-    with ThreadPoolExecutor(threads()) as pool, target.open("wb") as file:
+    with ThreadPoolExecutor(hardware.cores()) as pool, target.open("wb") as file:
         file.write(header.start(settings, [one.tensor for one in fillings], sizes))
         for number, last, raw in _ahead(pool, fillings):
             file.write(raw.data)
@@ -78,7 +78,7 @@ def _ahead(
         for number, one in _announced(fillings)
         for start, end in one.parts()
     )
-    waiting: deque[tuple[int, bool, Future[Raw]]] = deque(islice(parts, 2 * threads() + 1))
+    waiting: deque[tuple[int, bool, Future[Raw]]] = deque(islice(parts, 2 * hardware.cores() + 1))
     while waiting:
         number, last, made = waiting.popleft()
         raw = made.result()
