@@ -12,8 +12,8 @@ from phipipe.planning.plan import Plan
 from phipipe.recipe.learned import Weights
 from phipipe.recipe.recipe import Recipe
 
-# Measured for GPTQ on two cores: 75 s for each of the 32 layers of 3.8e9 parameters, from 12,288
-# tokens. Nearly all of it is products of weights with tokens.
+# Measured for GPTQ on two cores: 75 s for each of the 32 layers of 3.8e9 parameters, from
+# 12,288 tokens (40 s on Zen 5). Nearly all of it is products of weights with tokens.
 SECONDS_PER_PRODUCT = 75 * 32 / (3.8e9 * 12_288)
 
 
