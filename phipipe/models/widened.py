@@ -54,11 +54,11 @@ class Widened:
         """Those of layer ``i``, by their names in it, in memory that the next call takes again.
         Where they will be ``written`` to, none is the files' own, or the others'; and the next is
         not read meanwhile: who writes computes for long, and needs the memory."""
+        if written and "_rooms" not in self.__dict__:
+            self._count = 1
         if self._waiting:
             self._join(i, self._waiting)
         stride, self._last = i - self._last, i
-        if written and "_rooms" not in self.__dict__:
-            self._count = 1
         if self._company and stride != 1:
             self._company.leave()  # what is read ahead is read to its end before
             self._company = self._ahead = None
