@@ -15,6 +15,7 @@ from phipipe.recipe.recipe import Recipe
 # Measured for GPTQ on two cores: 75 s for each of the 32 layers of 3.8e9 parameters, from
 # 12,288 tokens (40 s on Zen 5). Nearly all of it is products of weights with tokens.
 SECONDS_PER_PRODUCT = 75 * 32 / (3.8e9 * 12_288)
+USUAL = Weights(learn="gptq")
 
 
 def of(plan: Plan) -> str | None:
@@ -25,18 +26,15 @@ def of(plan: Plan) -> str | None:
     is_whole = any(step.name == "package" for step in plan.steps)
     if plan.source is None or not is_whole:
         return None
-    if recipe.weights.learn is None and "group_size" in recipe.weights.model_fields_set:
-        size = recipe.weights.group_size
-        return (
-            f"hint: `weights.group_size` is of learned weights, and the runtime rounds these; "
-            f"`weights: {{learn: gptq, group_size: {size}}}` learns them"
-        )
-    if recipe.precision != "int4" or "weights" in build.written:
+    given = recipe.weights
+    has_groups = given.learn is None and "group_size" in given.model_fields_set
+    if recipe.precision != "int4" or ("weights" in build.written and not has_groups):
         return None
     if any("calibration" in step.needs.values() for step in plan.steps):
         return None
     needs = _lacking(recipe)
-    learning = recipe.model_copy(update={"weights": Weights(learn="gptq")})
+    told = {"weights": given.model_copy(update={"learn": "gptq"}) if has_groups else USUAL}
+    learning = recipe.model_copy(update=told)
     try:
         asked = replace(build, recipe=learning)
         preparation.outlined(asked, plan.whole)
@@ -46,6 +44,11 @@ def of(plan: Plan) -> str | None:
         check.check_window(asked, "calibrate", plan.checkpoint.context_length)
     except PhipipeError:
         needs = needs or f"with a `calibrate.window` of {plan.checkpoint.context_length} at most"
+    if has_groups:
+        return (
+            "hint: the runtime rounds the weights, and `weights.group_size` has no effect; with "
+            f"`weights.learn: gptq` {needs and needs + ' '}they are learned in these groups"
+        )
     seconds = SECONDS_PER_PRODUCT * plan.checkpoint.parameters * recipe.calibrate.tokens
     return (
         f"hint: the runtime rounds the weights; `weights: {{learn: gptq}}` {needs and needs + ' '}"

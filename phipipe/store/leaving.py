@@ -39,8 +39,6 @@ class Leaving:
             with refusals.guard(target.parent, remedy=free_space.KEEP_OUT):
                 claims.sweep(target.parent, f".{target.name}.")
         if exports.is_copy(target, {p: (sizes[p], times[p]) for p in times}, extra.beside):
-            if move:
-                self._drop(stored)
             return False
         exports.check_replaceable(target)
         source = self.consume(stored)
@@ -48,12 +46,6 @@ class Leaving:
             if not (move and self._move(stored, times, target, extra)):
                 exports.export(source, times, target, extra)
         return True
-
-    def _drop(self, stored: Stored) -> None:
-        """Let the files of ``stored`` go, which a run with `keep: all` left here."""
-        if os.name != "nt":
-            with claims.claim(self.root / "tmp") as aside:
-                self.letting.take_out(stored, aside / "tree")
 
     def _move(
         self, stored: Stored, times: Mapping[str, int], target: Path, extra: exports.Extra

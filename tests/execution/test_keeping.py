@@ -103,20 +103,6 @@ def test_artifacts_alone_are_kept_and_a_second_run_does_nothing(
     assert Store(tmp_path / "cache").verify() == []
 
 
-@pytest.mark.skipif(not LINKS, reason="nothing is moved there")
-def test_a_package_that_was_copied_before_goes_from_the_cache(tmp_path: Path, model: Path) -> None:
-    cache, out = tmp_path / "cache", tmp_path / "out"
-    (done,) = run(cache, plan(model), out=out, keep_all=True)
-    names = digests_of(done)
-    assert names["package"] in objects(cache)
-    for _ in range(2):
-        (again,) = run(cache, plan(model), out=out)
-        assert again.all_cached
-        assert again.package == out / "lean"
-        assert objects(cache) == {names["check"], names["evaluate"]}
-        assert Store(cache).verify() == []
-
-
 def test_what_went_is_made_again_when_a_step_needs_it(tmp_path: Path, model: Path) -> None:
     (done,) = run(tmp_path / "cache", plan(model), out=tmp_path / "out")
     other = plan(model, tokens=2)

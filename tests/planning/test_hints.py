@@ -38,15 +38,35 @@ def planned(folder: Path, text: str = TEXT, *sets: str) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
-    [("{group_size: 64}", True), ("{learn: none, group_size: 64}", True), ("none", False)],
+    "sets",
+    [
+        ("weights={group_size: 64}",),
+        ("weights={group_size: -1}", "backend=openvino", "device=intel-npu", "context=512"),
+    ],
 )
 def test_a_group_size_of_weights_that_are_not_learned_has_no_effect(
-    tmp_path: Path, weights: str, told: bool
+    tmp_path: Path, sets: tuple[str, ...]
 ) -> None:
-    hint = hints.of(planned(tmp_path, TEXT, f"weights={weights}"))
-    assert (hint is not None) == told
-    assert hint is None or "`weights: {learn: gptq, group_size: 64}` learns them" in hint
+    hint = hints.of(planned(tmp_path, TEXT, *sets))
+    assert hint is not None
+    assert "`weights.group_size` has no effect" in hint
+    assert planned(tmp_path, TEXT, *sets, "weights.learn=gptq").steps  # the advice works
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("weights=none",),
+        ("weights={group_size: 64}", "precision=int8"),
+        ("weights={group_size: -1}",),  # onnxruntime has no scale of a row
+        ("weights={group_size: 32}", "backend=openvino", "device=intel-npu", "context=512"),
+    ],
+)
+def test_no_group_size_is_spoken_of_where_it_could_not_be_learned_in(
+    tmp_path: Path, sets: tuple[str, ...]
+) -> None:
+    hint = hints.of(planned(tmp_path, TEXT, *sets))
+    assert hint is None or "group_size" not in hint
 
 
 @pytest.mark.parametrize(
