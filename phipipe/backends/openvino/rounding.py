@@ -1,7 +1,7 @@
 """NNCF's plain rounding to integers, some rows at a time: the same bits, sooner.
 
 NNCF has OpenVINO compile a graph for each matrix, which writes values of 32 bits on the way. Rows
-that stay in the processor's cache take a fifth of the time.
+that stay in the processor's cache take a quarter of the time.
 """
 
 from __future__ import annotations
