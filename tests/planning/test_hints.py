@@ -56,22 +56,6 @@ def test_a_group_size_of_weights_that_are_not_learned_has_no_effect(
 @pytest.mark.parametrize(
     "sets",
     [
-        ("weights=none",),
-        ("weights={group_size: 64}", "precision=int8"),
-        ("weights={group_size: -1}",),  # onnxruntime has no scale of a row
-        ("weights={group_size: 32}", "backend=openvino", "device=intel-npu", "context=512"),
-    ],
-)
-def test_no_group_size_is_spoken_of_where_it_could_not_be_learned_in(
-    tmp_path: Path, sets: tuple[str, ...]
-) -> None:
-    hint = hints.of(planned(tmp_path, TEXT, *sets))
-    assert hint is None or "group_size" not in hint
-
-
-@pytest.mark.parametrize(
-    "sets",
-    [
         (),
         ("backend=llamacpp",),
         ("backend=litert", "device=android-phone"),
@@ -96,6 +80,9 @@ def test_a_build_that_could_learn_is_told(tmp_path: Path, sets: tuple[str, ...])
         ("weights=none",),
         ("weights={learn: round}",),
         ("weights={smooth: awq}",),
+        ("weights={group_size: 64}", "precision=int8"),
+        ("weights={group_size: -1}",),  # onnxruntime has no scale of a row
+        ("weights={group_size: 32}", "backend=openvino", "device=intel-npu", "context=512"),
         ("backend=llamacpp", "quantize={imatrix: true}"),  # learns from the text already
         ("quantize={symmetric: false}",),  # the lattice has no zero points
         ("backend=qnn", "device=snapdragon-x-npu"),  # stores no learned weights
